@@ -1,0 +1,59 @@
+"""What jaxseg knows of a dataset: one frozen description, made by one `describe` per module.
+
+The same description serves training, evaluation, the colours of predictions and reports.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+# A path, or a function without arguments that returns encoded bytes (PNG, JPEG) or the decoded
+# array itself: uint8 RGB [h, w, 3] for an image, integers [h, w] (or RGB [h, w, 3]) for a label.
+Source = str | Callable[[], "bytes | np.ndarray"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One sample before it is read.
+
+    Attributes:
+      id: unique within its split, a relative path without suffix; names predictions and errors.
+      image: where the image is.
+      label: where the mask is, or None when the split has none.
+    """
+
+    id: str
+    image: Source
+    label: Source | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A dataset: its classes and how stored masks become class indices, and where its samples are.
+
+    Attributes:
+      name: short name, for messages and manifests.
+      classes: class names; a label value is an index into them.
+      palette: one RGB colour per class.
+      splits: the names that `records` accepts.
+      records: split name -> the records, in a stable order. Raises `UserError` when files are
+        missing or the split is empty.
+      ignore_label: value of pixels that count nowhere, after `label_map`.
+      label_map: int32 [n], stored value -> class index or ignore label; -1 marks a stored value
+        that must not occur. None: stored values are class indices already.
+      label_colors: for RGB masks, colour -> class index or ignore label; then `label_map` is unused.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    splits: tuple[str, ...]
+    records: Callable[[str], Sequence[Record]]
+    ignore_label: int = 255
+    label_map: np.ndarray | None = None
+    label_colors: Mapping[tuple[int, int, int], int] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)

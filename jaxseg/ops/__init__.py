@@ -1,0 +1,1 @@
+"""Pure array functions, each with its own test against an independent oracle."""
