@@ -13,7 +13,7 @@ DATASETS = ("synthetic", "cityscapes", "ade20k", "voc2012", "camvid", "folder")
 
 
 def get(spec: Mapping[str, Any]) -> Description:
-    """The description that `spec` names: `spec['name']` picks the module, the rest are its arguments.
+    """The description that `spec` names: `spec['name']` is the module, the rest its arguments.
 
     A name without a dot is a module of `jaxseg.data`; one with a dot is any importable module
     with a `describe` function.
@@ -30,7 +30,7 @@ def get(spec: Mapping[str, Any]) -> Description:
         if isinstance(error, ModuleNotFoundError) and error.name != path:
             raise
         raise UserError(
-            f"config.data.name={name!r}: no dataset of that name. jaxseg has {', '.join(DATASETS)}; "
+            f"config.data.name={name!r}: no such dataset. jaxseg has {', '.join(DATASETS)}; "
             "a dotted name is imported as it stands and must define describe(...)"
         ) from error
     try:

@@ -42,7 +42,7 @@ class Description:
       ignore_label: value of pixels that count nowhere, after `label_map`.
       label_map: int32 [n], stored value -> class index or ignore label; -1 marks a stored value
         that must not occur. None: stored values are class indices already.
-      label_colors: for RGB masks, colour -> class index or ignore label; then `label_map` is unused.
+      label_colors: for RGB masks, colour -> class index or ignore label; `label_map` is unused.
     """
 
     name: str
