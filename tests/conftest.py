@@ -17,3 +17,14 @@ def shared() -> pathlib.Path:
     if not SHARED.is_dir():
         pytest.skip("needs the reference data in ../shared, which is absent")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Programs that several tests share are compiled once, in this process and in its children."""
+    folder = str(tmp_path_factory.mktemp("xla"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+    yield
+    patch.undo()

@@ -1,0 +1,116 @@
+"""DeepLabv3+ (Chen et al. 2018, arXiv:1802.02611) on a dilated ResNet.
+
+    python -m jaxseg.main --config configs/deeplabv3p.py:DATASET --workdir runs/NAME
+
+DATASET is one of the functions below; without one it is cityscapes. The large recipes are
+MMSegmentation's `deeplabv3plus_r50-d8`, whose published single-scale mIoU is the target. They start
+there from ImageNet weights of ResNet-50-v1c: give such weights by --config.init_from.
+
+    cityscapes  512x1024, batch 8, 40k steps: 79.61     ade20k  512x512, batch 16, 80k: 42.72
+    voc2012     512x512, batch 16, 20k (augmented train list): 75.93
+    camvid      ResNet-18 from scratch, sized for two CPU cores; the README has the figure reached
+    synthetic   the same, smaller; needs no files       folder  your own images and masks
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(dataset: str = "cityscapes") -> ConfigDict:
+    if dataset not in RECIPES:
+        raise ValueError(f"deeplabv3p.py:{dataset}: choose one of {', '.join(RECIPES)}")
+    config = ConfigDict(
+        dict(
+            seed=0,
+            dtype="bfloat16",  # of the computation; parameters and statistics stay float32
+            devices=0,  # 0: all there are
+            data_backend="auto",  # "tfdata", or "threads" (no TensorFlow); auto takes what is there
+            train_split="train",
+            model=dict(
+                name="deeplabv3p",
+                backbone=dict(name="resnet", depth=50, stem="v1c", output_stride=8),
+                rates=(12, 24, 36),
+            ),
+            augment=dict(
+                crop=(512, 1024), scale=(0.5, 2.0), base_size=(), cat_max_ratio=0.75, flip=True,
+                photometric=True,
+            ),
+            losses=dict(
+                logits=dict(name="cross_entropy", weight=1.0, average="all"),
+                aux_logits=dict(name="cross_entropy", weight=0.4, average="all"),
+            ),
+            optimizer=dict(
+                name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4, clip_norm=0.0, accumulate=1,
+                # ((regex over parameter paths, factor), ...)
+                lr_multipliers=(), decay_multipliers=(),
+            ),
+            schedule=dict(name="poly", power=0.9, end=1e-4, warmup=0),
+            ema=0.0,
+            init_from="", init_skip="",
+            log_every=50, eval_every=4000, checkpoint_every=1000,
+            eval=dict(split="val", final_split="val", batch_size=8, base_size=()),
+            predict=dict(slide=dict(crop=(), stride=(), batch=4), flip=False),
+        )
+    )  # fmt: skip
+    RECIPES[dataset](config)
+    return config
+
+
+def cityscapes(config: ConfigDict) -> None:
+    config.batch_size, config.steps = 8, 40_000
+    config.data = dict(name="cityscapes", root="data/cityscapes")
+
+
+def ade20k(config: ConfigDict) -> None:
+    config.batch_size, config.steps = 16, 80_000
+    config.data = dict(name="ade20k", root="data/ADEChallengeData2016")
+    config.augment.update(crop=(512, 512), base_size=(2048, 512))
+    config.eval.base_size = (2048, 512)
+
+
+def voc2012(config: ConfigDict) -> None:
+    config.batch_size, config.steps = 16, 20_000
+    config.data = dict(name="voc2012", root="data/VOCdevkit/VOC2012", augmented=True)
+    config.train_split = "train_aug"
+    config.augment.update(crop=(512, 512), base_size=(2048, 512))
+    config.eval.base_size = (2048, 512)
+
+
+def small(config: ConfigDict) -> None:
+    """ResNet-18 from scratch at output stride 16 with narrow heads: for a CPU."""
+    config.dtype = "float32"
+    config.model.backbone = dict(name="resnet", depth=18, stem="v1c", output_stride=16)
+    config.model.update(rates=(6, 12, 18), channels=128, low_channels=12, aux_channels=64)
+    config.losses.logits.average = config.losses.aux_logits.average = "valid"
+    config.optimizer = dict(
+        name="adamw", lr=1e-3, weight_decay=1e-2, clip_norm=1.0, accumulate=1,
+        lr_multipliers=(), decay_multipliers=((".*/(bias|scale)", 0.0),),
+    )  # fmt: skip
+    config.schedule.update(end=0.0, warmup=50)
+
+
+def camvid(config: ConfigDict) -> None:
+    small(config)
+    config.batch_size, config.steps = 8, 1500
+    config.data = dict(name="camvid", root="data/camvid")
+    config.augment.update(crop=(192, 256), scale=(0.5, 1.0))
+    config.eval.final_split = "test"
+    config.eval_every, config.checkpoint_every = 300, 100
+
+
+def synthetic(config: ConfigDict) -> None:
+    small(config)
+    config.batch_size, config.steps = 8, 400
+    config.data = dict(name="synthetic")
+    config.augment.update(crop=(128, 128), scale=(0.75, 1.5))
+    config.eval.final_split = "test"
+    config.log_every, config.eval_every, config.checkpoint_every = 20, 200, 100
+
+
+def folder(config: ConfigDict) -> None:
+    """Your own images and masks; `python -m jaxseg.main check` tells whether they are in order."""
+    config.batch_size, config.steps = 8, 20_000
+    config.data = dict(name="folder", root="data/mine")
+    config.augment.update(crop=(512, 512))
+
+
+RECIPES = {f.__name__: f for f in (cityscapes, ade20k, voc2012, camvid, synthetic, folder)}

@@ -1,0 +1,201 @@
+"""`jaxseg.load`: a model with its weights, ready for images, in one call."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoint as checkpoint_lib
+from jaxseg import convert, data, models, predict, trees
+from jaxseg.config import from_file
+from jaxseg.data import crop, plan
+from jaxseg.errors import UserError
+from jaxseg.state import abstract_variables
+from jaxseg.workdir import read_config
+
+_SIZE = (64, 64)  # of the image that shapes are found with; parameters do not depend on it
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A model with weights, and how its recipe turns an image into labels.
+
+    Attributes:
+      model: the Linen module; `jaxseg.models.segmenter.forward` runs it.
+      variables: {'params': ..., 'batch_stats': ...}, float32.
+      classes: class names; a label is an index into them.
+      palette: one RGB colour per class.
+      chain: `config.predict`, see `jaxseg.predict.make_scores`.
+      base_size: (long, short) edge of the box that `segment` fits an image into first, its aspect
+        kept; empty for the image as it is.
+      dtype: of the computation, 'float32' or 'bfloat16'.
+    """
+
+    model: nn.Module
+    variables: Any
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    base_size: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    def logits(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """The plain forward of the images as given: no test-time resize, slide or flip.
+
+        Compiled once per shape. Returns as soon as the work is enqueued, as JAX does.
+
+        Args:
+          images: uint8 RGB [b, h, w, 3].
+
+        Returns:
+          float32 [b, h, w, classes], at the images' size.
+
+        Raises:
+          UserError: `images` has another shape or dtype.
+        """
+        return self._logits(self.variables, _checked(images))
+
+    def segment(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """Labels by the recipe's test-time chain.
+
+        Args:
+          images: uint8 RGB [b, h, w, 3].
+
+        Returns:
+          int32 [b, h, w], class indices at the images' size.
+
+        Raises:
+          UserError: `images` has another shape or dtype.
+        """
+        images = _checked(images)
+        size = images.shape[1:3]
+        scaled = plan.scaled_size(size, base_size=self.base_size)
+        if scaled != size:  # on the host, by the code that resizes for evaluation
+            images = np.stack([crop.resize_image(x, scaled) for x in np.asarray(images)])
+        return self._predict(self.variables, images, size)
+
+    @functools.cached_property
+    def _logits(self):
+        return jax.jit(predict.forward(self.model, self.dtype))
+
+    @functools.cached_property
+    def _predict(self):
+        return predict.make_predict(self.model, self.chain, dtype=self.dtype)
+
+
+def _checked(images: Any) -> Any:
+    dtype, shape = getattr(images, "dtype", type(images).__name__), np.shape(images)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        hint = "; put one image in a batch by image[None]" if len(shape) == 3 else ""
+        raise UserError(
+            f"images: {dtype} {list(shape)}; expected uint8 RGB [b, h, w, 3], values 0..255{hint}"
+        )
+    return images
+
+
+def load(
+    name: str | os.PathLike,
+    checkpoint: str | os.PathLike | Mapping[str, Any] | None = None,
+    *,
+    dtype: str = "float32",
+) -> Segmentation:
+    """Builds a model and loads its weights.
+
+    Args:
+      name: the workdir of a run, or a config file with its argument behind a colon, as in
+        'configs/deeplabv3p.py:camvid'.
+      checkpoint: a workdir, its checkpoints folder, or the folder of one step; or a mapping from
+        the names of a PyTorch state dict to arrays. None takes the best checkpoint of the workdir
+        `name`; a config file needs one.
+      dtype: of the computation, 'float32' or 'bfloat16', which is the faster one on accelerators.
+
+    Raises:
+      UserError: there is no such model, or the weights are not of this model.
+    """
+    name = os.fspath(name)
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+        weights = path if checkpoint is None else checkpoint
+        return from_config(read_config(path), weights, dtype=dtype)
+    if not name.partition(":")[0].endswith(".py"):
+        raise UserError(
+            f"load({name!r}): no such model. Give the workdir of a run (a folder with config.json "
+            "and checkpoints), or a config file such as 'configs/deeplabv3p.py:camvid'"
+        )
+    if checkpoint is None:
+        raise UserError(
+            f"load({name!r}): a config file has no weights; give checkpoint=, a workdir, a "
+            "checkpoint's folder, or a mapping of PyTorch names to arrays"
+        )
+    return from_config(from_file(name), checkpoint, dtype=dtype)
+
+
+def from_run(
+    workdir: str | os.PathLike, config: ConfigDict | None = None, step: int | None = None
+) -> Segmentation:
+    """A run's segmentation, computed in its config's dtype.
+
+    Args:
+      workdir: the run.
+      config: its config with other settings for prediction; None takes the run's own.
+      step: which checkpoint; None takes the best.
+
+    Raises:
+      UserError: there is no such run or step, or `config` is of another model.
+    """
+    config = read_config(workdir) if config is None else config
+    return from_config(config, workdir, step=step)
+
+
+def from_config(
+    config: ConfigDict,
+    weights: str | os.PathLike | Mapping[str, Any],
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+) -> Segmentation:
+    """The segmentation that a config describes, with these weights.
+
+    Args:
+      config: model, data (for the classes), predict and eval.base_size are read.
+      weights: see `load`.
+      step: which checkpoint of `weights`, when that is a folder of several; None takes the best.
+      dtype: of the computation; None takes `config.dtype`.
+
+    Raises:
+      UserError: the weights are not of this model.
+    """
+    if isinstance(weights, Mapping):
+        description = data.get(config.data)
+        classes, palette = description.classes, description.palette
+        model = models.get(config.model, num_classes=len(classes))
+        names = convert.torch_names(model)
+        variables = convert.from_torch(weights, abstract_variables(model, _SIZE), names)
+    else:
+        variables, meta = checkpoint_lib.load_model(weights, step=step)
+        # The classes that the weights were trained for: the data need not be there any more.
+        classes, palette = meta["classes"], meta["palette"]
+        model = models.get(config.model, num_classes=len(classes))
+        wanted = trees.named_leaves(abstract_variables(model, _SIZE))
+        differences = trees.mismatches(wanted, trees.named_leaves(variables))
+        if differences:
+            raise UserError(
+                f"{os.fspath(weights)}: the checkpoint is of another model, {len(differences)} "
+                f"arrays differ:{trees.listed(differences)}"
+            )
+    return Segmentation(
+        model=model,
+        variables=jax.device_put(variables),
+        classes=tuple(classes),
+        palette=tuple(tuple(color) for color in palette),
+        chain=config.get("predict") or {},
+        base_size=config.get("eval", {}).get("base_size", ()),
+        dtype=dtype or config.dtype,
+    )

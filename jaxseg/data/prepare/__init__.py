@@ -1,0 +1,1 @@
+"""Preparing datasets for TensorFlow Datasets: `python -m jaxseg.data.prepare --help`."""

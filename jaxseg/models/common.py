@@ -1,0 +1,132 @@
+"""Building blocks that the models share."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxseg.ops.conv import conv2d
+
+# He et al. 2015, arXiv:1502.01852, eq. 14: keeps the gradient's variance through ReLUs.
+kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+classifier_init = nn.initializers.normal(0.01)
+
+
+class Conv(nn.Module):
+    """Square convolution, zero-padded so that stride 1 keeps the size ("half" padding).
+
+    [b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features] for odd `kernel`.
+    """
+
+    features: int
+    kernel: int = 1
+    strides: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = kaiming
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        padding = self.dilation * (self.kernel // 2)
+        x = conv2d(x, kernel, self.strides, padding, self.dilation, self.groups)
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) over all axes but the last.
+
+    Statistics and arithmetic are float32 (float64 for float64 inputs) whatever the dtype of `x`,
+    which is also that of the result. As in PyTorch, the batch is normalised by its biased variance
+    and the running variance is the unbiased one. Under `jit` with a sharded batch the statistics
+    are those of the global batch.
+    """
+
+    momentum: float = 0.9  # of the running statistics: 1 minus PyTorch's
+    epsilon: float = 1e-5
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        shape = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            # One pass over the batch. Differences from the running mean keep the variance exact
+            # where a channel's mean is large against its spread.
+            axes = tuple(range(x.ndim - 1))
+            shifted = y - mean.value
+            shift = shifted.mean(axes)
+            batch_mean = mean.value + shift
+            batch_var = jnp.maximum(jnp.square(shifted).mean(axes) - jnp.square(shift), 0)
+            if not self.is_initializing():
+                n = x.size // x.shape[-1]
+                unbiased = batch_var * (n / max(n - 1, 1))
+                keep = self.momentum
+                mean.value = keep * mean.value + (1 - keep) * batch_mean
+                var.value = keep * var.value + (1 - keep) * unbiased
+        else:
+            batch_mean, batch_var = mean.value, var.value
+        gain = jax.lax.rsqrt(batch_var + self.epsilon) * scale
+        return ((y - batch_mean) * gain + bias).astype(x.dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch normalisation and, unless told otherwise, ReLU."""
+
+    features: int
+    kernel: int = 1
+    strides: int = 1
+    dilation: int = 1
+    groups: int = 1
+    relu: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = Conv(
+            self.features,
+            self.kernel,
+            self.strides,
+            self.dilation,
+            self.groups,
+            use_bias=False,
+            name="conv",
+        )(x)
+        x = BatchNorm(scale_init=self.scale_init, name="bn")(x, train)
+        return nn.relu(x) if self.relu else x
+
+
+class SepConvNorm(nn.Module):
+    """Depthwise separable convolution, normalised and rectified after each half.
+
+    Chollet 2017, arXiv:1610.02357; atrous in DeepLabv3+, arXiv:1802.02611, section 3.1.
+    """
+
+    features: int
+    kernel: int = 3
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        c = x.shape[-1]
+        depthwise = ConvNorm(c, self.kernel, 1, self.dilation, c, name="depthwise_conv")
+        return ConvNorm(self.features, name="pointwise_conv")(depthwise(x, train), train)
+
+
+class Classifier(nn.Module):
+    """The last layer of a head: drops whole channels in training, then scores each pixel."""
+
+    num_classes: int
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+        return Conv(self.num_classes, kernel_init=classifier_init, name="conv")(x)

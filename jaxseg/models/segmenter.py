@@ -1,0 +1,99 @@
+"""Backbone, neck and heads joined into one model, and its one forward pass."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+# Of ImageNet's training images, RGB, in units of pixel values.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+class Segmenter(nn.Module):
+    """image -> backbone -> neck -> head: a dict of everything that has a name.
+
+    The only module that casts and normalises. Logits keep the heads' resolution: whoever needs
+    them at the size of the image or label calls `ops.resize.resize` with `align_corners`.
+
+    Attributes:
+      backbone: image [b, h, w, 3], train -> dict of features.
+      head, aux_head: dict of features, train -> dict with 'logits' [b, h', w', classes].
+      neck: dict of features, train -> dict of features, or None.
+      mean, std: per channel, RGB, of pixels in 0..255.
+      align_corners: how the logits are to be resized.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    neck: nn.Module | None = None
+    aux_head: nn.Module | None = None
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    align_corners: bool = False
+
+    def __call__(
+        self, image: jax.Array, train: bool, dtype: Any = jnp.float32
+    ) -> dict[str, jax.Array]:
+        """image [b, h, w, 3], RGB in 0..255, uint8 or float -> backbone features and head outputs.
+
+        `dtype` is that of the computation; `forward` casts the parameters to the same.
+        """
+        exact = jnp.promote_types(dtype, jnp.float32)
+        mean, std = jnp.asarray(self.mean, exact), jnp.asarray(self.std, exact)
+        x = ((image.astype(exact) - mean) / std).astype(dtype)
+        outputs = self.backbone(x, train)
+        features = self.neck(outputs, train) if self.neck is not None else outputs
+        scores = self.head(features, train)
+        if self.aux_head is not None:
+            scores = scores | {"aux_logits": self.aux_head(features, train)["logits"]}
+        clash = outputs.keys() & scores.keys()
+        assert not clash, f"heads reuse the backbone's feature names {sorted(clash)}"
+        return outputs | scores
+
+
+def forward(
+    model: Segmenter,
+    variables: dict[str, Any],
+    image: jax.Array,
+    *,
+    train: bool,
+    dtype: Any = jnp.float32,
+    rngs: dict[str, jax.Array] | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """The one forward pass, pure: (outputs, the model's new state).
+
+    Args:
+      variables: {'params': ..., 'batch_stats': ...}, of any float dtype.
+      image: [b, h, w, 3], RGB in 0..255, uint8 or float.
+      train: normalise by the batch's statistics (and update the running ones), apply dropout.
+      dtype: of the computation. Parameters are cast to it once, here, but for those of
+        normalisation, which is computed in float32 or better.
+      rngs: {'dropout': key} when training with dropout.
+
+    Returns:
+      the outputs in `dtype`, and the collections besides 'params': updated if `train`, else as
+      they came.
+    """
+    dtype = jnp.dtype(dtype)
+    params = cast_params(variables["params"], dtype)
+    state = {name: value for name, value in variables.items() if name != "params"}
+    if not train:
+        return model.apply({"params": params, **state}, image, False, dtype), state
+    return model.apply(
+        {"params": params, **state}, image, True, dtype, mutable=list(state), rngs=rngs
+    )
+
+
+def cast_params(params: Any, dtype: Any) -> Any:
+    """Casts parameters to `dtype`, but those of normalisation (that have a scale) to float32+."""
+    flat = traverse_util.flatten_dict(params)
+    exact = jnp.promote_types(dtype, jnp.float32)
+    return traverse_util.unflatten_dict(
+        {
+            path: leaf.astype(exact if (*path[:-1], "scale") in flat else dtype)
+            for path, leaf in flat.items()
+        }
+    )

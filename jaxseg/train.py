@@ -1,0 +1,246 @@
+"""Training: one pure step, and the loop that calls it. Reads top to bottom."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoint, data, evaluate, losses, metrics, models, optim, visualize
+from jaxseg import state as states
+from jaxseg.console import duration, say
+from jaxseg.data.base import Description
+from jaxseg.errors import UserError
+from jaxseg.models import segmenter
+from jaxseg.ops import photometric
+from jaxseg.progress import Progress
+from jaxseg.sharding import make_mesh, over_batch, replicated, shard_batch
+from jaxseg.workdir import Workdir, open_workdir
+from jaxseg.writer import Writer
+
+PICTURES = 4  # evaluated samples shown in TensorBoard
+
+
+def make_train_step(
+    model: segmenter.Segmenter,
+    tx: optax.GradientTransformation,
+    schedule: Callable,
+    config: ConfigDict,
+    description: Description,
+) -> Callable:
+    """Returns the pure `(state, batch) -> (state, scalars)`.
+
+    `batch` is a global batch {'image': uint8 [b, h, w, 3], 'label': int32 [b, h, w], 'mask': bool
+    [b]}. Where the loss or a gradient is not finite the whole state stays as it was but for the
+    step, and scalars['finite'] is 0. All randomness comes from (config.seed, state.step).
+    """
+
+    def train_step(state: states.TrainState, batch) -> tuple[states.TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        images = batch["image"]
+        if config.augment.photometric:
+            images = photometric.distort(jax.random.fold_in(key, 0), images)
+
+        def loss_of(params):
+            outputs, model_state = segmenter.forward(
+                model,
+                {"params": params, **state.model_state},
+                images,
+                train=True,
+                dtype=config.dtype,
+                rngs={"dropout": jax.random.fold_in(key, 1)},
+            )
+            loss, parts = losses.total(
+                outputs,
+                batch,
+                config.losses,
+                ignore_label=description.ignore_label,
+                align_corners=model.align_corners,
+            )
+            return loss, (parts, model_state)
+
+        (loss, (parts, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if config.ema:
+            ema = optim.update_ema(ema, params, config.ema)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = state.replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        scalars = {
+            "loss": loss,
+            **parts,
+            "lr": schedule(state.step),
+            "grad_norm": grad_norm,
+            "finite": finite.astype(jnp.float32),
+        }
+        return new.replace(step=state.step + 1), scalars
+
+    return train_step
+
+
+def run(
+    config: ConfigDict, folder: str, argv: Sequence[str] = (), force: bool = False
+) -> dict[str, Any]:
+    """Trains to `config.steps`, evaluating and saving on the way; everything is left in `folder`.
+
+    Continues from the newest good checkpoint there; the continuation is bit-identical to a run that
+    was never stopped on the same machine.
+
+    Args:
+      config: see configs/.
+      folder: the run's workdir.
+      argv: the command line, for the manifest.
+      force: continue a run though what is being trained has changed since it was started.
+
+    Returns:
+      The summary (`metrics.summarize`) of the best checkpoint on `config.eval.final_split`.
+
+    Raises:
+      UserError: data, config and checkpoint do not fit together, or the loss diverged.
+    """
+    with open_workdir(folder, config, argv, force=force) as workdir:
+        _run(config, workdir)
+    return _finish(config, folder)
+
+
+def _run(config: ConfigDict, workdir: Workdir) -> None:
+    # ---- What to train, and on what: every mistake that can be seen is seen here. ----
+    description = data.get(config.data)
+    splits = {config.train_split, config.eval.split, config.eval.final_split}
+    sizes = {split: len(description.records(split)) for split in sorted(splits)}
+    mesh = make_mesh(config.devices)
+    if config.batch_size % mesh.devices.size:
+        raise UserError(
+            f"config.batch_size={config.batch_size} does not divide over {mesh.devices.size} "
+            f"devices: take a multiple of {mesh.devices.size}, or set config.devices"
+        )
+    model = models.get(config.model, num_classes=description.num_classes)
+    crop = tuple(config.augment.crop)
+    abstract_params = states.abstract_variables(model, crop)["params"]
+    tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, abstract_params)
+    say(
+        f"{config.model.name}: {states.count(abstract_params) / 1e6:.1f} M parameters, "
+        f"{description.num_classes} classes of {description.name}; "
+        f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, {config.dtype}"
+    )
+
+    # ---- Where to start: the newest checkpoint here, weights from elsewhere, or scratch. ----
+    init = states.make_init(model, tx, crop, bool(config.ema), config.seed)
+    state, abstract_state = states.create(init, mesh)
+    checkpointer = checkpoint.Checkpointer(workdir.path)
+    restored = checkpointer.restore(abstract_state)
+    if restored is not None:
+        state, _ = restored
+        say(f"continuing from step {int(state.step)} of {workdir.path}")
+    elif config.init_from:
+        variables = {"params": state.params, **state.model_state}
+        variables = checkpoint.init_from(variables, config.init_from, skip=config.init_skip or None)
+        state = states.with_variables(state, jax.device_put(variables, replicated(mesh)))
+    start = int(state.step)
+    workdir.note(dataset={"name": description.name, "images": sizes})
+
+    # ---- The functions and the files of the run. ----
+    train_step = jax.jit(
+        make_train_step(model, tx, schedule, config, description),
+        in_shardings=(replicated(mesh), over_batch(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+    eval_step = evaluate.make_eval_step(model, config, description, mesh)
+    writer = Writer(workdir.path, resume_step=start)
+    progress = Progress(config.steps, config.batch_size, writer, workdir.path)
+
+    def meta(step: int, summary: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {
+            "step": step,
+            "config": json.loads(config.to_json_best_effort()),
+            "classes": list(description.classes),
+            "palette": [list(color) for color in description.palette],
+            "metrics": summary,
+        }
+
+    def validate(step: int) -> None:
+        began = time.monotonic()
+        counts, kept = evaluate.run(
+            eval_step,
+            state.variables(),
+            evaluate.batches(config, description, config.eval.split, mesh),
+            description.num_classes,
+            mesh,
+            keep=PICTURES,
+        )
+        summary = evaluate.summarize(counts, description, config.eval.split)
+        prefix = config.eval.split
+        scalars = metrics.scalars(summary)
+        writer.write_scalars(step, {f"{prefix}/{name}": scalars[name] for name in scalars})
+        pictures = {
+            f"{prefix}/{name}": visualize.side_by_side(image, truth, labels, description.palette)
+            for name, image, truth, labels in kept
+        }
+        writer.write_images(step, pictures)
+        best = checkpointer.save_best(step, state, meta(step, summary), summary["mIoU"])
+        say(
+            f"step {step}: {prefix} mIoU {summary['mIoU']:.4f}, pixel accuracy "
+            f"{summary['pixel_accuracy']:.4f} ({duration(time.monotonic() - began)})"
+            + (", the best so far" if best else "")
+        )
+
+    # ---- The loop. A batch is a function of the step alone: resuming needs no iterator state. ----
+    batches = data.train_batches(
+        description,
+        config.train_split,
+        config.augment,
+        backend=config.data_backend,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=start,
+        num_steps=config.steps - start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for step, batch in enumerate(progress.timed(batches), start + 1):
+        began = time.monotonic()
+        state, scalars = train_step(state, shard_batch(batch, mesh))
+        progress.add(step, scalars, batch["id"])
+        if step == start + 1:
+            jax.block_until_ready(scalars)
+            say(f"the first step, compilation included, took {duration(time.monotonic() - began)}")
+            progress.restart_clock()
+        if step % config.log_every == 0 or step == config.steps:
+            progress.write()
+        # Evaluated before it is saved: a run killed in between repeats the evaluation.
+        if step % config.eval_every == 0 or step == config.steps:
+            progress.write()
+            validate(step)
+            progress.restart_clock()
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            progress.write()
+            checkpointer.save(step, state, meta(step))
+    checkpointer.close()
+    writer.close()
+
+
+def _finish(config: ConfigDict, folder: str) -> dict[str, Any]:
+    """The result: the best checkpoint on the final split, and where everything is."""
+    summary = evaluate.evaluate_checkpoint(config, folder, config.eval.final_split)
+    say(
+        f"""
+In {folder}:
+  results-{config.eval.final_split}.json   the figures above and the confusion matrix
+  predictions/        overlays of images of the {config.eval.final_split} split
+  checkpoints/        the best and the latest weights
+  metrics.jsonl       every step's loss; tensorboard/ the same as curves, with pictures
+Next:
+  python -m jaxseg.main predict --workdir {folder} --input 'photos/*.jpg' --output out/
+  python -m jaxseg.main eval --workdir {folder} --split {config.eval.split}"""
+    )
+    return summary

@@ -1,0 +1,322 @@
+"""Properties that every model has, and published parameter counts."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxseg import models
+from jaxseg.errors import UserError
+from jaxseg.models import common, segmenter
+from jaxseg.models.deeplabv3p import DeepLabV3PlusHead
+from jaxseg.models.resnet import Backbone
+
+CITYSCAPES = 19
+
+
+def resnet(depth=50, **arguments):
+    return dict(name="resnet", depth=depth, output_stride=8) | arguments
+
+
+# Parameters of each model; the published counts that they agree with are at the right.
+COUNTS = {
+    "deeplabv3p": [
+        (dict(backbone=resnet(50)), 43_589_878),  # 43.6 M
+        (dict(backbone=resnet(101)), 62_582_006),  # 62.6 M
+        (dict(backbone=resnet(18), channels=128, low_channels=12, aux_channels=64), 12_468_962),
+        (dict(backbone=resnet(50), aux_channels=0), 41_225_187),
+    ],
+}
+# torchvision's documented counts for 1000 classes, less the last layer's 1001 per feature.
+TORCHVISION = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
+
+# Small enough to compile in seconds, with everything that the large ones have.
+SMALL = dict(
+    name="deeplabv3p",
+    backbone=dict(name="resnet", depth=18, stem="v1c", output_stride=16),
+    rates=(2, 4),
+    channels=8,
+    low_channels=4,
+    aux_channels=8,
+)
+
+
+def small(**changes):
+    backbone = SMALL["backbone"] | changes.pop("backbone", {})
+    return models.get(SMALL | dict(backbone=backbone) | changes, num_classes=5)
+
+
+def shapes(module, *inputs):
+    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, False), *inputs)
+
+
+def image(h=64, w=64, b=1):
+    return jax.ShapeDtypeStruct((b, h, w, 3), jnp.uint8)
+
+
+def pixels(h, w, b=1):
+    return np.random.default_rng(0).integers(0, 256, (b, h, w, 3), np.uint8)
+
+
+def randomised(abstract, seed=0):
+    """Variables whose norms neither vanish nor do nothing; a fresh model's residuals are zero."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name, shape = path[-1].key, leaf.shape
+        if name in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        spread = np.sqrt(2 / np.prod(shape[:-1])) if name == "kernel" else 0.2
+        return (rng.normal(size=shape) * spread).astype(np.float32)
+
+    return jax.tree.map_with_path(draw, abstract)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_parameter_counts_are_known_for_every_model():
+    assert sorted(COUNTS) == models.available("Model")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "want"),
+    [(n, *entry) for n, entries in COUNTS.items() for entry in entries],
+)
+def test_parameter_count(name, arguments, want):
+    model = models.get(dict(name=name, **arguments), num_classes=CITYSCAPES)
+    assert count(shapes(model, image())["params"]) == want
+
+
+@pytest.mark.parametrize("depth", TORCHVISION)
+def test_resnet_parameter_count(depth):
+    features = 512 if depth < 50 else 2048
+    variables = shapes(Backbone(depth, stem="plain"), jax.ShapeDtypeStruct((1, 64, 64, 3), "f4"))
+    assert count(variables["params"]) == TORCHVISION[depth] - 1000 * (features + 1)
+
+
+@pytest.mark.parametrize("stem", ["plain", "v1c", "v1d"])
+@pytest.mark.parametrize("stride", [8, 32])
+@pytest.mark.parametrize(("h", "w"), [(64, 128), (97, 131), (33, 50)])
+def test_feature_sizes(stem, stride, h, w):
+    backbone = Backbone(50, stem, stride)
+    x = jax.ShapeDtypeStruct((2, h, w, 3), "f4")
+    features = jax.eval_shape(lambda x: backbone.init_with_output({"params": key()}, x, False), x)[
+        0
+    ]
+    strides = dict(stem=2, stage1=4, stage2=8, stage3=min(16, stride), stage4=min(32, stride))
+    widths = dict(stem=64, stage1=256, stage2=512, stage3=1024, stage4=2048)
+    assert {name: x.shape for name, x in features.items()} == {
+        name: (2, -(-h // s), -(-w // s), widths[name]) for name, s in strides.items()
+    }
+
+
+def key():
+    return jax.random.key(0)
+
+
+def close(got, want):
+    np.testing.assert_allclose(got / want.std(), want / want.std(), rtol=0, atol=1e-4)
+
+
+@functools.cache
+def atrous(output_stride, multi_grid=None):
+    """Stage 4 of one ResNet-50, always with the same weights, at some output stride."""
+    backbone = Backbone(50, "plain", output_stride, multi_grid)
+    x = np.random.default_rng(1).normal(size=(1, 65, 88, 3)).astype(np.float32)
+    variables = randomised(shapes(backbone, x))
+    return np.asarray(jax.jit(lambda v, x: backbone.apply(v, x, False)["stage4"])(variables, x))
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_dilation_replaces_stride_exactly(output_stride):
+    """Dense features, subsampled, are the strided ones: borders included, whatever the size."""
+    dense, coarse = atrous(4), atrous(output_stride)
+    step = output_stride // 4
+    close(coarse, dense[:, ::step, ::step])
+
+
+def test_multi_grid_rates_are_those_of_stage_4():
+    close(atrous(16, (1, 2, 2)), atrous(16))
+    assert np.abs(atrous(16, (1, 2, 4)) - atrous(16)).max() > 0.1 * atrous(16).std()
+
+
+def test_initial_parameters_do_not_depend_on_train():
+    model = small()
+
+    @jax.jit
+    def init():
+        quick = jax.random.key(0, impl="rbg")  # compiles faster than the default generator
+        return [
+            model.init({"params": quick, "dropout": quick}, pixels(32, 32), train)
+            for train in (True, False)
+        ]
+
+    training, evaluation = init()
+    jax.tree.map(np.testing.assert_array_equal, training, evaluation)
+    params = training["params"]
+    # Kaiming's variance by fan-out; blocks start as the identity; the classifier near zero.
+    kernel = params["backbone"]["stage4_1"]["conv1"]["conv"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 512)), rtol=0.02)
+    assert not params["backbone"]["stage4_1"]["conv2"]["bn"]["scale"].any()
+    classifier = params["head"]["classifier"]["conv"]["kernel"]
+    np.testing.assert_allclose(classifier.std(), 0.01, rtol=0.3)
+
+
+@functools.cache
+def trained(dtype="float32", **changes):
+    """One training-mode pass of the small model: (outputs, new state, gradients), variables."""
+    model = small(backbone=changes, dropout=0.0)
+    variables = randomised(shapes(model, image()))
+
+    @jax.jit
+    def run(params, state, x):
+        def loss(params):
+            outputs, new = segmenter.forward(
+                model, {"params": params, **state}, x, train=True, dtype=dtype
+            )
+            total = sum(
+                jnp.square(outputs[name].astype(jnp.float32) - 1).mean()
+                for name in ("logits", "aux_logits")
+            )
+            return total, (outputs, new)
+
+        grads, (outputs, new) = jax.grad(loss, has_aux=True)(params)
+        return outputs, new, grads
+
+    state = {"batch_stats": variables["batch_stats"]}
+    return jax.device_get(run(variables["params"], state, pixels(65, 97, 2))), variables
+
+
+def test_training_reaches_every_parameter_and_statistic():
+    (outputs, new, grads), variables = trained()
+    assert outputs["logits"].shape == (2, 17, 25, 5)
+    assert outputs["aux_logits"].shape == (2, 5, 7, 5)
+    for path, grad in jax.tree.leaves_with_path(grads):
+        assert np.isfinite(grad).all() and np.abs(grad).max() > 0, jax.tree_util.keystr(path)
+    old = variables["batch_stats"]
+    assert jax.tree.structure(new["batch_stats"]) == jax.tree.structure(old)
+    for before, after in zip(*map(jax.tree.leaves, (old, new["batch_stats"])), strict=True):
+        assert (before != after).all()
+
+
+def test_bfloat16_keeps_statistics_and_gradients_in_float32():
+    (want, _, _), _ = trained()
+    (outputs, new, grads), _ = trained(dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(outputs)} == {np.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in jax.tree.leaves((new, grads))} == {np.dtype("float32")}
+    for name in ("logits", "aux_logits"):
+        got = outputs[name].astype(np.float32)
+        assert np.isfinite(got).all()
+        assert np.sqrt(np.square(got - want[name]).mean()) < 0.2 * want[name].std()
+
+
+def test_remat_changes_nothing_but_memory():
+    (_, _, want), _ = trained()
+    (_, _, got), _ = trained(remat=True)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+
+
+def test_frozen_norms_stay():
+    backbone = Backbone(18, freeze_norm=True)
+    x = np.float32(pixels(40, 40)) / 255
+    variables = randomised(shapes(backbone, x))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(variables, train):
+        return backbone.apply(variables, x, train, mutable=["batch_stats"])
+
+    (training, new), (evaluation, _) = run(variables, True), run(variables, False)
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], variables["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, training, evaluation)
+
+
+def test_evaluation_leaves_the_state_and_needs_no_key():
+    model = small()
+    variables = randomised(shapes(model, image()))
+    run = jax.jit(lambda v, x: segmenter.forward(model, v, x, train=False))
+    outputs, state = run(variables, pixels(33, 47))
+    jax.tree.map(np.testing.assert_array_equal, state, {"batch_stats": variables["batch_stats"]})
+    assert outputs["logits"].shape == (1, 9, 12, 5)
+    assert {"stem", "stage1", "stage4", "aux_logits"} <= outputs.keys()
+    # Floats and bytes of the same image are the same image.
+    again, _ = run(variables, np.float32(pixels(33, 47)))
+    np.testing.assert_allclose(outputs["logits"], again["logits"], atol=1e-5)
+
+
+def test_batch_norm_is_that_of_the_global_batch():
+    norm = common.BatchNorm()
+    rng = np.random.default_rng(0)
+    # Far from zero for its spread: E[x^2] - E[x]^2 in float32 would be off by more than it is.
+    x = (300 + rng.normal(size=(8, 3, 5, 4)) * np.arange(1, 5)).astype(np.float32)
+    variables = norm.init(key(), x, False)
+    variables["batch_stats"]["mean"] += 299  # as it is after some steps of training
+    apply = jax.jit(lambda v, x: norm.apply(v, x, True, mutable=["batch_stats"]))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    assert len(sharded.sharding.device_set) == 8
+    flat = x.astype(np.float64).reshape(-1, 4)
+    want = (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
+    for inputs in (x, sharded):
+        y, new = apply(variables, inputs)
+        np.testing.assert_allclose(y, want, atol=2e-4)
+        stats = new["batch_stats"]
+        np.testing.assert_allclose(stats["mean"], 0.9 * 299 + 0.1 * flat.mean(0), rtol=1e-6)
+        # PyTorch keeps the unbiased variance.
+        np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+
+
+def test_dropout_drops_whole_channels():
+    classifier = common.Classifier(num_classes=64, dropout=0.5)
+    x = np.ones((2, 4, 4, 64), np.float32)
+    params = {"conv": {"kernel": np.eye(64, dtype="f4")[None, None], "bias": np.zeros(64, "f4")}}
+    y = np.asarray(classifier.apply({"params": params}, x, True, rngs={"dropout": key()}))
+    assert set(np.unique(y)) == {0.0, 2.0}
+    assert (y == y[:, :1, :1]).all() and 0.3 < (y > 0).mean() < 0.7
+    np.testing.assert_array_equal(classifier.apply({"params": params}, x, False), x)
+
+
+def test_heads_may_not_shadow_features():
+    class Head(nn.Module):
+        def __call__(self, features, train):
+            return {"logits": features["stage4"], "stage1": features["stage1"]}
+
+    model = segmenter.Segmenter(backbone=Backbone(18), head=Head())
+    with pytest.raises(AssertionError, match="stage1"):
+        shapes(model, image())
+
+
+def test_align_corners_reaches_the_head():
+    model = small(align_corners=True)
+    assert model.align_corners and model.head.align_corners
+    assert isinstance(model.head, DeepLabV3PlusHead)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (dict(name="deeplabv3"), r"config\.model\.name.*deeplabv3p"),
+        (dict(), r"config\.model\.name.*deeplabv3p"),
+        (dict(name="segmenter"), r"config\.model\.name.*deeplabv3p"),
+        (dict(name="no.such.module"), r"no\.such\.module.*importable"),
+        (dict(name="math.x"), r"math\.x.*Model"),
+        (SMALL | dict(rate=(1, 2)), r"config\.model\.rate.*'rates'"),
+        (SMALL | dict(backbone=dict(name="resnest")), r"config\.model\.backbone\.name.*resnet"),
+        (SMALL | dict(backbone=dict(name="resnet", dept=50)), r"backbone\.dept.*depth"),
+        (SMALL | dict(backbone=dict(name="resnet", depth=51)), r"depth=51.*18, 34, 50, 101, 152"),
+        (SMALL | dict(backbone=dict(name="resnet", stem="v2")), r"stem='v2'.*v1c"),
+        (SMALL | dict(backbone=resnet(output_stride=7)), r"output_stride=7.*\(4, 8, 16, 32\)"),
+        (SMALL | dict(backbone=resnet(multi_grid=(1, 2))), r"multi_grid=\(1, 2\).*3 blocks"),
+        (SMALL | dict(num_classes=7), r"num_classes=7.*5"),
+    ],
+)
+def test_mistakes_in_a_spec_are_named(spec, message):
+    with pytest.raises(UserError, match=message):
+        models.get(spec, num_classes=5)

@@ -1,0 +1,222 @@
+"""The training step and the loop: devices, resuming after a kill, divergence, every config."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg import data, main, models, optim, train
+from jaxseg import state as states
+from jaxseg.models import segmenter
+from jaxseg.sharding import make_mesh, over_batch, replicated, shard_batch
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TINY = (
+    "--config.data.size=(48, 64)",
+    "--config.data.train=12",
+    "--config.data.val=4",
+    "--config.data.test=4",
+    "--config.augment.crop=(48, 48)",
+    "--config.batch_size=4",
+    "--config.devices=1",
+    "--config.data_backend=threads",
+    "--config.model.channels=16",
+    "--config.model.aux_channels=16",
+    "--config.schedule.warmup=2",
+)
+
+
+def config_of(recipe: str, *overrides: str):
+    """The config of configs/deeplabv3p.py as the command line would make it."""
+    name = str(ROOT / "configs" / "deeplabv3p.py")
+    return main.parse(["jaxseg", f"--config={name}:{recipe}", "--workdir=unused", *overrides])[2]
+
+
+def steps_on(devices: int, count: int, *overrides: str):
+    """The losses and the state after `count` steps of the tiny config on so many devices."""
+    config = config_of("synthetic", *TINY, "--config.batch_size=8", *overrides)
+    description = data.get(config.data)
+    mesh = make_mesh(devices)
+    model = models.get(config.model, num_classes=description.num_classes)
+    crop = tuple(config.augment.crop)
+    params = states.abstract_variables(model, crop)["params"]
+    tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
+    state, _ = states.create(states.make_init(model, tx, crop, bool(config.ema), 0), mesh)
+    step = jax.jit(
+        train.make_train_step(model, tx, schedule, config, description),
+        in_shardings=(replicated(mesh), over_batch(mesh)),
+        out_shardings=replicated(mesh),
+    )
+    batches = data.train_batches(
+        description,
+        "train",
+        config.augment,
+        backend="threads",
+        seed=0,
+        batch_size=8,
+        start_step=0,
+        num_steps=count,
+    )
+    losses = []
+    for batch in batches:
+        state, scalars = step(state, shard_batch(batch, mesh))
+        losses.append(float(scalars["loss"]))
+    return losses, state, step
+
+
+def test_one_device_equals_eight():
+    # SGD: Adam divides by the root of second moments, which near zero turns rounding into sign.
+    sgd = ("--config.optimizer.name=sgd", "--config.optimizer.lr=0.05")
+    one, state_one, _ = steps_on(1, 5, *sgd)
+    eight, state_eight, compiled = steps_on(8, 5, *sgd)
+    np.testing.assert_allclose(one, eight, rtol=1e-5)
+    for kind in ("params", "model_state"):
+        for a, b in zip(
+            jax.tree.leaves(getattr(state_one, kind)),
+            jax.tree.leaves(getattr(state_eight, kind)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert one[-1] < one[0]
+
+
+def run_main(workdir, *overrides, **kwargs) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jaxseg.main", "--config=configs/deeplabv3p.py:synthetic"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAXSEG_CACHE": str(pathlib.Path(workdir).parent)}
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", *TINY, *overrides],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
+
+
+def rows_of(workdir) -> list[dict]:
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            assert line is lines[-1], f"torn line in the middle: {line}"
+    return rows
+
+
+def losses_of(workdir) -> dict[int, str]:
+    """Step -> loss, to the last bit as JSON writes it."""
+    return {row["step"]: repr(row["loss"]) for row in rows_of(workdir) if "loss" in row}
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    schedule = (
+        "--config.steps=14",
+        "--config.checkpoint_every=3",
+        "--config.eval_every=7",
+        "--config.log_every=1",
+    )
+    whole = run_main(tmp_path / "whole", *schedule)
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output
+    expected = losses_of(tmp_path / "whole")
+    assert sorted(expected) == list(range(1, 15))
+
+    workdir = tmp_path / "killed"
+    for kill_at in (2, 5, 10):  # before the first checkpoint, and between later ones
+        process = run_main(workdir, *schedule)
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and process.poll() is None:
+            if (workdir / "metrics.jsonl").exists():
+                if max(losses_of(workdir), default=0) >= kill_at:
+                    break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = run_main(workdir, *schedule)
+    output, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, output
+    assert "continuing from step" in output
+    assert losses_of(workdir) == expected
+    summaries = [
+        json.loads((d / "results-test.json").read_text()) for d in (tmp_path / "whole", workdir)
+    ]
+    assert summaries[0]["confusion"] == summaries[1]["confusion"]
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step():
+    config = config_of("synthetic", *TINY)
+    description = data.get(config.data)
+    model = models.get(config.model, num_classes=description.num_classes)
+    params = states.abstract_variables(model, (48, 48))["params"]
+    tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
+    state, _ = states.create(states.make_init(model, tx, (48, 48), False, 0), make_mesh(1))
+    bad = jax.tree.map(lambda x: x, state.params)
+    bad["head"]["classifier"]["bias"] = bad["head"]["classifier"]["bias"].at[0].set(jnp.inf)
+    state = state.replace(params=bad)
+    batch = {
+        "image": np.full((2, 48, 48, 3), 99, np.uint8),
+        "label": np.zeros((2, 48, 48), np.int32),
+        "mask": np.ones(2, bool),
+    }
+    step = jax.jit(train.make_train_step(model, tx, schedule, config, description))
+    after, scalars = step(state, batch)
+    assert scalars["finite"] == 0
+    assert after.step == state.step + 1
+    for a, b in zip(
+        jax.tree.leaves(state.replace(step=0)), jax.tree.leaves(after.replace(step=0)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def recipes() -> list[tuple[str, str]]:
+    found = []
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += [(path.stem, name) for name in module.RECIPES]
+    return found
+
+
+@pytest.mark.parametrize(("name", "recipe"), recipes())
+def test_every_config_traces_one_step_and_one_prediction(name, recipe):
+    path = ROOT / "configs" / f"{name}.py"
+    config = main.parse(["jaxseg", f"--config={path}:{recipe}", "--workdir=unused"])[2]
+    assert config.to_json_best_effort()
+    description = None if recipe == "folder" else data.get(config.data)
+    classes = description.num_classes if description else 3
+    description = description or data.get({"name": "synthetic"})
+    model = models.get(config.model, num_classes=classes)
+    crop = tuple(config.augment.crop)
+    params = states.abstract_variables(model, crop)["params"]
+    tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
+    state = jax.eval_shape(states.make_init(model, tx, crop, bool(config.ema), config.seed))
+    b = config.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((b, *crop, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((b, *crop), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((b,), bool),
+    }
+    step = train.make_train_step(model, tx, schedule, config, description)
+    after, scalars = jax.eval_shape(step, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert scalars["loss"].shape == ()
+    outputs, _ = jax.eval_shape(
+        lambda variables, image: segmenter.forward(
+            model, variables, image, train=False, dtype=config.dtype
+        ),
+        {"params": state.params, **state.model_state},
+        batch["image"],
+    )
+    assert outputs["logits"].shape[-1] == classes
