@@ -57,19 +57,21 @@ def get_config(dataset: str = "cityscapes") -> ConfigDict:
 
 def cityscapes(config: ConfigDict) -> None:
     config.batch_size, config.steps = 8, 40_000
-    config.data = dict(name="cityscapes", root="data/cityscapes")
+    config.data = dict(name="cityscapes", root="data/cityscapes", source="folders")
 
 
 def ade20k(config: ConfigDict) -> None:
     config.batch_size, config.steps = 16, 80_000
-    config.data = dict(name="ade20k", root="data/ADEChallengeData2016")
+    config.data = dict(name="ade20k", root="data/ADEChallengeData2016", source="folders")
     config.augment.update(crop=(512, 512), base_size=(2048, 512))
     config.eval.base_size = (2048, 512)
 
 
 def voc2012(config: ConfigDict) -> None:
     config.batch_size, config.steps = 16, 20_000
-    config.data = dict(name="voc2012", root="data/VOCdevkit/VOC2012", augmented=True)
+    config.data = dict(
+        name="voc2012", root="data/VOCdevkit/VOC2012", source="folders", augmented=True
+    )
     config.train_split = "train_aug"
     config.augment.update(crop=(512, 512), base_size=(2048, 512))
     config.eval.base_size = (2048, 512)
@@ -100,7 +102,7 @@ def camvid(config: ConfigDict) -> None:
 def synthetic(config: ConfigDict) -> None:
     small(config)
     config.batch_size, config.steps = 8, 400
-    config.data = dict(name="synthetic")
+    config.data = dict(name="synthetic", size=(128, 256), train=512, val=64, test=32, seed=0)
     config.augment.update(crop=(128, 128), scale=(0.75, 1.5))
     config.eval.final_split = "test"
     config.log_every, config.eval_every, config.checkpoint_every = 20, 200, 100
@@ -109,7 +111,10 @@ def synthetic(config: ConfigDict) -> None:
 def folder(config: ConfigDict) -> None:
     """Your own images and masks; `python -m jaxseg.main check` tells whether they are in order."""
     config.batch_size, config.steps = 8, 20_000
-    config.data = dict(name="folder", root="data/mine")
+    config.data = dict(
+        name="folder", root="data/mine", images="images", masks="masks", classes="classes.txt",
+        mask_kind="index", mask_ending="", values=(), ignore=(), ignore_label=255, splits=(),
+    )  # fmt: skip
     config.augment.update(crop=(512, 512))
 
 

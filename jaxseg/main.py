@@ -84,13 +84,16 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command. Exit status: 0, 1 (`check` found faults) or 2 (a user's mistake)."""
+    """Runs one command. Exit status: 0, 1 (`check` found faults), 2 (a user's mistake), 130."""
     try:
         command, values, config = parse(argv)
         return dispatch(command, values, config, argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        return 130
 
 
 def dispatch(command: str, values: flags.FlagValues, config: ConfigDict, argv: list[str]) -> int:

@@ -207,24 +207,34 @@ def _run(config: ConfigDict, workdir: Workdir) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    for step, batch in enumerate(progress.timed(batches), start + 1):
-        began = time.monotonic()
-        state, scalars = train_step(state, shard_batch(batch, mesh))
-        progress.add(step, scalars, batch["id"])
-        if step == start + 1:
-            jax.block_until_ready(scalars)
-            say(f"the first step, compilation included, took {duration(time.monotonic() - began)}")
-            progress.restart_clock()
-        if step % config.log_every == 0 or step == config.steps:
-            progress.write()
-        # Evaluated before it is saved: a run killed in between repeats the evaluation.
-        if step % config.eval_every == 0 or step == config.steps:
-            progress.write()
-            validate(step)
-            progress.restart_clock()
-        if step % config.checkpoint_every == 0 or step == config.steps:
-            progress.write()
+    step = start
+    try:
+        for step, batch in enumerate(progress.timed(batches), start + 1):
+            began = time.monotonic()
+            state, scalars = train_step(state, shard_batch(batch, mesh))
+            progress.add(step, scalars, batch["id"])
+            if step == start + 1:
+                jax.block_until_ready(scalars)
+                took = duration(time.monotonic() - began)
+                say(f"the first step, compilation included, took {took}")
+                progress.restart_clock()
+            last = step == config.steps
+            if last or step % config.log_every == 0:
+                progress.write()
+            # Evaluated before it is saved: a run killed in between repeats the evaluation.
+            if last or step % config.eval_every == 0:
+                progress.write()
+                validate(step)
+                progress.restart_clock()
+            if last or step % config.checkpoint_every == 0:
+                progress.write()
+                checkpointer.save(step, state, meta(step))
+    except UserError:  # a sample that cannot be read, a loss that diverged: keep what was learnt
+        if step > start:
             checkpointer.save(step, state, meta(step))
+            checkpointer.close()
+            say(f"stopped; step {step} is saved, and the same command continues from there")
+        raise
     checkpointer.close()
     writer.close()
 

@@ -17,9 +17,9 @@ def model_spec(description: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: for a part or an option that jaxseg does not have.
     """
-    head = description["decode_head"]
-    if description.get("type") != "EncoderDecoder" or not isinstance(head, Mapping):
-        raise _unsupported("type", description.get("type"), "EncoderDecoder with one decode head")
+    head = description.get("decode_head")
+    if description["type"] != "EncoderDecoder" or not isinstance(head, Mapping):
+        raise _unsupported("type", description["type"], "EncoderDecoder with one decode head")
     if head["type"] != "DepthwiseSeparableASPPHead":
         raise _unsupported("decode_head.type", head["type"], "DepthwiseSeparableASPPHead")
     return _deeplabv3p(description)

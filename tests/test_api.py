@@ -198,7 +198,7 @@ def test_what_load_cannot_load_is_told(config_file, tmp_path):
         (("deeplabv9",), "config file such as"),
         ((config_file,), "has no weights"),
         ((f"{config_file}:kitti", weights()), "choose camvid"),
-        ((tmp_path / "no.py", weights()), "no such config file"),
+        ((tmp_path / "no.py", weights()), "no such file"),
         ((tmp_path / "tiny_package" / "tiny.py", weights()), "get_config"),
         ((tmp_path / "empty",), "config.json"),
         ((config_file, tmp_path / "empty"), "no checkpoint"),

@@ -153,8 +153,8 @@ def test_training_step(shared, fixture):
     assert errors["loss"] < 1e-5
     assert errors["norm, median"] < 1e-3
     assert errors["norm, worst"] < 2e-2
-    assert errors["entry, median"] < 1e-3
-    assert errors["entry, worst"] < 5e-2
+    assert errors["entry, median"] < 1e-2
+    assert errors["entry, worst"] < 1e-1
     assert errors["statistics"] < 1e-4
 
 
@@ -177,28 +177,63 @@ def test_training_step_in_float64(shared, fixture):
     errors = json.loads(run.stdout.splitlines()[-1])
     print(errors)
     assert errors.pop("gradients") == errors.pop("parameters")
+    assert errors.pop("entry, worst") < 1e-5
     assert max(errors.values()) < 1e-6
 
 
-def test_every_deeplabv3plus_resnet_of_the_zoo_is_understood(shared):
+def test_every_name_of_the_zoo_is_understood_or_refused(shared):
     """All names, those without a reference output too."""
     understood = 0
     for name, description in descriptions(shared).items():
-        head = description["decode_head"]
-        kind = head["type"] if isinstance(head, dict) else None
-        backbone = description["backbone"]["type"]
-        if kind == "DepthwiseSeparableASPPHead" and backbone in zoo.STEMS:
-            spec = zoo.model_spec(description)
-            model = models.get(spec)
-            depth = spec["backbone"]["depth"]
-            assert model.head.num_classes == head["num_classes"] == model.aux_head.num_classes
-            assert f"r{depth}-d" in name or f"r{depth}b-d" in name
-            assert (spec["backbone"]["stem"] == "plain") == (f"r{depth}b-" in name)
-            assert spec["backbone"]["output_stride"] == (16 if "-d16" in name else 8)
-            assert spec["backbone"].get("multi_grid") == ((1, 2, 4) if "mg124" in name else None)
-            assert spec["align_corners"] == ("769x769" in name)
-            understood += 1
-        elif kind == "DepthwiseSeparableASPPHead":
-            with pytest.raises(UserError, match=backbone):
+        if not name.startswith("deeplabv3plus_r"):
+            with pytest.raises(UserError, match="jaxseg supports"):
                 zoo.model_spec(description)
+            continue
+        head, spec = description["decode_head"], zoo.model_spec(description)
+        model, backbone = models.get(spec), spec["backbone"]
+        assert model.head.num_classes == head["num_classes"] == model.aux_head.num_classes
+        assert name.startswith(
+            f"deeplabv3plus_r{backbone['depth']}{'b' if backbone['stem'] == 'plain' else ''}-"
+        )
+        assert backbone["output_stride"] == (16 if "-d16" in name else 8)
+        assert backbone.get("multi_grid") == ((1, 2, 4) if "mg124" in name else None)
+        assert spec["align_corners"] == ("769x769" in name)
+        understood += 1
     assert understood > 30
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("decode_head", dict(type="PSPHead"), "decode_head.type='PSPHead'"),
+        ("decode_head", dict(in_index=2), "decode_head.in_index=2"),
+        ("backbone", dict(type="ResNeSt"), "backbone.type='ResNeSt'"),
+        ("backbone", dict(strides=[1, 2, 1, 2]), "backbone.strides"),
+        ("backbone", dict(contract_dilation=False), "contract_dilation"),
+        ("auxiliary_head", dict(align_corners=True), "auxiliary_head.align_corners=True"),
+        ("auxiliary_head", dict(num_convs=2), "auxiliary_head.num_convs=2"),
+    ],
+)
+def test_what_is_not_supported_is_named(part, change, message):
+    description = dict(
+        type="EncoderDecoder",
+        backbone=dict(
+            type="ResNetV1d", depth=50, strides=[1, 2, 1, 1], dilations=[1, 1, 2, 4],
+            contract_dilation=True, norm_eval=True,
+        ),
+        decode_head=dict(
+            type="DepthwiseSeparableASPPHead", num_classes=4, channels=512, c1_channels=48,
+            dilations=[1, 12, 24, 36], dropout_ratio=0.1, align_corners=False, in_index=3,
+        ),
+        auxiliary_head=dict(
+            type="FCNHead", num_classes=4, in_index=2, channels=256, num_convs=1,
+            concat_input=False, dropout_ratio=0.1, align_corners=False,
+        ),
+        data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], bgr_to_rgb=True),
+    )  # fmt: skip
+    model = models.get(zoo.model_spec(description))
+    assert model.backbone.stem == "v1d" and model.backbone.freeze_norm
+    assert model.mean == (1.0, 2.0, 3.0) and model.aux_head.feature == "stage3"
+    broken = description | {part: description[part] | change}
+    with pytest.raises(UserError, match=message):
+        zoo.model_spec(broken)

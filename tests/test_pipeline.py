@@ -178,7 +178,7 @@ def test_batches_equal_the_rule_spelled_out(mixed, backend):
             mask = reading.read_label(mixed, records[row.index])
             cut = plan.cut(row, mask, config, 255)
             expected_image = np.empty((48, 64, 3))
-            expected_image[:] = crop.PAD_COLOR
+            expected_image[:] = 0
             expected_label = np.full((48, 64), 255)
             window = np.s_[cut.top : cut.top + 48, cut.left : cut.left + 64]
             resized = whole(stored, cut.scaled)[window]

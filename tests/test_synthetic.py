@@ -126,10 +126,10 @@ def test_void_is_present_and_rare(labels):
 
 
 def test_cars_and_people_touch_nothing_but_void(labels):
-    for inside in (np.isin(labels, [NAMES.index("car"), NAMES.index("person")]),):
-        legal = inside | (labels == 255)
-        assert legal[:, 1:][inside[:, :-1]].all() and legal[:, :-1][inside[:, 1:]].all()
-        assert legal[..., 1:][inside[..., :-1]].all() and legal[..., :-1][inside[..., 1:]].all()
+    inside = np.isin(labels, [NAMES.index("car"), NAMES.index("person")])
+    legal = inside | (labels == 255)
+    assert legal[:, 1:][inside[:, :-1]].all() and legal[:, :-1][inside[:, 1:]].all()
+    assert legal[..., 1:][inside[..., :-1]].all() and legal[..., :-1][inside[..., 1:]].all()
 
 
 def test_layout_is_that_of_a_street(labels):

@@ -9,9 +9,7 @@ import numpy as np
 
 from jaxseg.data.plan import Cut
 
-# Padding of an image: ImageNet's mean colour, which normalisation turns into (almost) zero, as
-# where MMSegmentation pads with zeros after normalising.
-PAD_COLOR = np.array([124, 116, 104], np.uint8)
+PAD = 0  # pixel value around an image that is smaller than the crop
 
 _STRIP = 16  # rows at a time: what is between two steps stays in the processor's cache
 

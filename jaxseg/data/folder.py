@@ -57,10 +57,10 @@ def describe(
     masks: str = "masks",
     classes: str = "classes.txt",
     mask_kind: str = "index",
-    values: tuple[int, ...] | None = None,
-    ignore: tuple[int, ...] | tuple[Color, ...] | None = None,
+    values: tuple[int, ...] = (),
+    ignore: tuple[int, ...] | tuple[Color, ...] = (),
     ignore_label: int = 255,
-    splits: tuple[str, ...] | None = None,
+    splits: tuple[str, ...] = (),
     unlabelled: tuple[str, ...] = (),
     mask_ending: str = "",
 ) -> Description:
@@ -73,10 +73,10 @@ def describe(
       mask_kind: 'index' or 'rgb', see above.
       values: the stored value of each class, where they are not 0, 1, 2, ...: (0, 255) for a
         binary mask in black and white. Only for index masks.
-      ignore: what is stored for pixels to be ignored: values, or colours if masks are RGB. None:
+      ignore: what is stored for pixels to be ignored: values, or colours if masks are RGB. Empty:
         `ignore_label` for index masks (unless it is a class's value), nothing for RGB masks.
       ignore_label: what ignored pixels become; not a class index.
-      splits: names of splits. None: those of train, val and test that exist.
+      splits: names of splits. Empty: those of train, val and test that exist.
       unlabelled: those of them that have no masks.
       mask_ending: what mask names have that image names have not, '_mask' for a.jpg, a_mask.png.
 
@@ -101,13 +101,13 @@ def describe(
         label_map = _index_map(len(names), values, ignore, ignore_label)
         label_colors = None
     elif mask_kind == "rgb":
-        if colors is None or values is not None:
+        if colors is None or values:
             raise UserError(
                 f"config.data.mask_kind='rgb' takes the colours of {path}, `name r g b` per line, "
                 "and no config.data.values"
             )
         label_map = None
-        label_colors = _color_map(colors, ignore or (), ignore_label)
+        label_colors = _color_map(colors, ignore, ignore_label)
     else:
         raise UserError(f"config.data.mask_kind={mask_kind!r}: expected 'index' or 'rgb'")
     splits = _find_splits(root, images, splits)
@@ -187,17 +187,17 @@ def _json_entries(path: str, text: str) -> list[tuple[str, Color | None]]:
 
 def _index_map(
     count: int,
-    values: tuple[int, ...] | None,
-    ignore: tuple[int, ...] | None,
+    values: tuple[int, ...],
+    ignore: tuple[int, ...],
     ignore_label: int,
 ) -> np.ndarray | None:
     """Stored value -> class index, ignore label or -1; None where stored values are indices."""
-    if values is None and ignore is None:
+    if not values and not ignore:
         return None
-    values = tuple(range(count)) if values is None else tuple(values)
+    values = tuple(values) or tuple(range(count))
     if len(values) != count:
         raise UserError(f"config.data.values has {len(values)} values for {count} classes")
-    if ignore is None:
+    if not ignore:
         ignore = (ignore_label,) if ignore_label not in values else ()
     stored = values + tuple(ignore)
     if len(set(stored)) < len(stored) or not all(
@@ -229,8 +229,8 @@ def _color_map(
     return dict(zip(stored, indices, strict=True))
 
 
-def _find_splits(root: str, images: str, splits: tuple[str, ...] | None) -> tuple[str, ...]:
-    wanted = tuple(splits or ("train", "val", "test"))
+def _find_splits(root: str, images: str, splits: tuple[str, ...]) -> tuple[str, ...]:
+    wanted = tuple(splits) or ("train", "val", "test")
     found = tuple(
         split
         for split in wanted

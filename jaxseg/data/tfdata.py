@@ -26,6 +26,7 @@ _MARGIN = 2
 def import_tensorflow():
     """TensorFlow, with every accelerator hidden from it: it would reserve JAX's memory."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and says so at start
     import tensorflow as tf
 
     for kind in ("GPU", "TPU"):
@@ -125,14 +126,10 @@ def train_batches(
         )[0]
         image = tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
         image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
-        right = tf.broadcast_to(crop.PAD_COLOR, [size[0], width - size[1], 3])
-        below = tf.broadcast_to(crop.PAD_COLOR, [height - size[0], width, 3])
-        image = tf.concat([tf.concat([image, right], 1), below], 0)
-        return (
-            element,
-            tf.ensure_shape(image, [height, width, 3]),
-            tf.ensure_shape(label, [height, width]),
-        )
+        rest = [[0, height - size[0]], [0, width - size[1]], [0, 0]]
+        image = tf.pad(image, rest, constant_values=crop.PAD)
+        image = tf.ensure_shape(image, [height, width, 3])
+        return image, tf.ensure_shape(label, [height, width])
 
     options = tf.data.Options()
     options.deterministic = True
@@ -141,7 +138,7 @@ def train_batches(
     options.threading.private_threadpool_size = threads.num_threads()
     options.threading.max_intra_op_parallelism = 1
     elements = tf.data.Dataset.range(start_step * share, (start_step + num_steps) * share)
-    dataset = elements.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = elements.map(make, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(share, drop_remainder=True).prefetch(threads.AHEAD)
 
     def raise_failure(step: int) -> None:
@@ -155,14 +152,17 @@ def train_batches(
             rows = [row_of(element) for element in range(step * share, (step + 1) * share)]
             ids = [records[row.index].id for row in rows]
             try:
-                _, image, label = next(iterator)
+                image, label = next(iterator)
             except tf.errors.OpError as error:
                 raise_failure(step)
                 # TensorFlow does not say which; Pillow does.
                 for row in rows:
                     reading.read_pair(description, records[row.index])
                 reason = error.message.splitlines()[0]
-                raise UserError(f"one of the images {', '.join(ids)} is broken: {reason}") from None
+                raise UserError(
+                    f"TensorFlow refuses one of the images {', '.join(ids)}: {reason}. Save it "
+                    "anew, or use the 'threads' back end: Pillow reads it"
+                ) from None
             raise_failure(step)
             yield {"image": image, "label": label, "mask": np.ones(share, bool), "id": ids}
 

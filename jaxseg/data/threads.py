@@ -63,7 +63,7 @@ def empty_batch(
 ) -> dict[str, Any]:
     """A batch of padding rows: images of the padding colour, nothing labelled, mask False."""
     return {
-        "image": np.full((rows, *image_size, 3), crop.PAD_COLOR, np.uint8),
+        "image": np.full((rows, *image_size, 3), crop.PAD, np.uint8),
         "label": np.full((rows, *label_size), ignore_label, np.int32),
         "mask": np.zeros(rows, bool),
         "id": [""] * rows,
@@ -109,7 +109,7 @@ def train_batches(
         record = records[row.index]
         image, label = reading.read_pair(description, record)
         cut = plan.cut(row, label, augment, ignore)
-        crop.place(crop.crop_image(image, cut), batch["image"][place], cut.flip, crop.PAD_COLOR)
+        crop.place(crop.crop_image(image, cut), batch["image"][place], cut.flip, crop.PAD)
         crop.place(plan.crop_label(label, cut), batch["label"][place], cut.flip, ignore)
         batch["mask"][place] = True
         batch["id"][place] = record.id

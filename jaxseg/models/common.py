@@ -11,6 +11,11 @@ kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 classifier_init = nn.initializers.normal(0.01)
 
 
+# Batches of up to this many samples per channel get their variance in two passes, which cost nothing
+# there and matter: global averages of a few images lie close together, far from the running mean.
+FEW = 1024
+
+
 class Conv(nn.Module):
     """Square convolution, zero-padded so that stride 1 keeps the size ("half" padding).
 
@@ -58,15 +63,13 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
-            # One pass over the batch. Differences from the running mean keep the variance exact
-            # where a channel's mean is large against its spread.
-            axes = tuple(range(x.ndim - 1))
-            shifted = y - mean.value
-            shift = shifted.mean(axes)
-            batch_mean = mean.value + shift
-            batch_var = jnp.maximum(jnp.square(shifted).mean(axes) - jnp.square(shift), 0)
+            # One pass over the batch: the variance about a point near the mean, corrected.
+            axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            near = mean.value if n > FEW else y.mean(axes)
+            shift = (y - near).mean(axes)
+            batch_mean = near + shift
+            batch_var = jnp.maximum(jnp.square(y - near).mean(axes) - jnp.square(shift), 0)
             if not self.is_initializing():
-                n = x.size // x.shape[-1]
                 unbiased = batch_var * (n / max(n - 1, 1))
                 keep = self.momentum
                 mean.value = keep * mean.value + (1 - keep) * batch_mean

@@ -26,35 +26,39 @@ def max_pool(x: jax.Array, window: int = 3, strides: int = 2, padding: int = 1) 
 
 
 def _forward(x, window, strides, padding):
-    y = max_pool(x, window, strides, padding)
-    return y, (x, y)
+    # The winner is remembered by its place in the window. To find it again by comparing values
+    # would be wrong: XLA may compute `x` twice, and the two can differ in the last bit.
+    outside = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = jnp.pad(x, outside, constant_values=-jnp.inf)
+    rows, cols = ((n + 2 * padding - window) // strides + 1 for n in x.shape[1:3])
+    best = winner = None
+    for place, (i, j) in enumerate(np.ndindex(window, window)):
+        tap = padded[
+            :,
+            i : i + strides * (rows - 1) + 1 : strides,
+            j : j + strides * (cols - 1) + 1 : strides,
+        ]
+        if best is None:
+            best, winner = tap, jnp.zeros(tap.shape, jnp.uint8)
+            continue
+        better = (tap > best) | jnp.isnan(tap)
+        best = jnp.where(better, tap, best)
+        winner = jnp.where(better, jnp.uint8(place), winner)
+    # Of `x` only the size is needed on the way back: an empty array carries it.
+    return best, (winner, jnp.zeros((*x.shape[1:3], 0)))
 
 
 def _backward(window, strides, padding, residuals, g):
-    x, y = residuals
-    (b, h, w, c), (rows, cols) = x.shape, y.shape[1:3]
-    outside = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    padded = jnp.pad(x, outside, constant_values=-jnp.inf)
-    taken = jnp.zeros(y.shape, bool)
-    dx = jnp.zeros(x.shape, g.dtype)
-    for i, j in np.ndindex(window, window):
-        tap = jax.lax.slice(
-            padded,
-            (0, i, j, 0),
-            (b, i + strides * (rows - 1) + 1, j + strides * (cols - 1) + 1, c),
-            (1, strides, strides, 1),
-        )
-        hit = (tap == y) & ~taken
-        taken = taken | hit
+    winner, size = residuals
+    dx = 0
+    for place, (i, j) in enumerate(np.ndindex(window, window)):
+        part = jnp.where(winner == place, g, jnp.zeros((), g.dtype))
         # Back to where the tap was read: zeros between, around, and off the padding again.
-        before = (i - padding, j - padding)
-        after = (
-            h - before[0] - strides * (rows - 1) - 1,
-            w - before[1] - strides * (cols - 1) - 1,
-        )
-        config = [(lo, hi, strides - 1) for lo, hi in zip(before, after, strict=True)]
-        part = jnp.where(hit, g, jnp.zeros((), g.dtype))
-        dx += jax.lax.pad(part, jnp.zeros((), g.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+        config = [(0, 0, 0)]
+        for n, m, first in zip(size.shape[:2], g.shape[1:3], (i, j), strict=True):
+            before = first - padding
+            config.append((before, n - before - strides * (m - 1) - 1, strides - 1))
+        dx += jax.lax.pad(part, jnp.zeros((), g.dtype), [*config, (0, 0, 0)])
     return (dx,)
 
 
