@@ -27,16 +27,25 @@ def get_config(dataset: str = "cityscapes") -> ConfigDict:
             train_split="train",
             model=dict(
                 name="deeplabv3p",
-                backbone=dict(name="resnet", depth=50, stem="v1c", output_stride=8),
-                rates=(12, 24, 36),
+                backbone=dict(
+                    name="resnet", depth=50, stem="v1c", output_stride=8, multi_grid=(),
+                    freeze_norm=False, remat=False,
+                ),
+                rates=(12, 24, 36), channels=512, low_channels=48, aux_channels=256, dropout=0.1,
+                align_corners=False,
             ),
             augment=dict(
                 crop=(512, 1024), scale=(0.5, 2.0), base_size=(), cat_max_ratio=0.75, flip=True,
                 photometric=True,
             ),
             losses=dict(
-                logits=dict(name="cross_entropy", weight=1.0, average="all"),
-                aux_logits=dict(name="cross_entropy", weight=0.4, average="all"),
+                # average="all" divides by all pixels, as MMSegmentation does, "valid" by labelled ones
+                logits=dict(
+                    name="cross_entropy", weight=1.0, average="all", class_weights=()
+                ),
+                aux_logits=dict(
+                    name="cross_entropy", weight=0.4, average="all", class_weights=()
+                ),
             ),
             optimizer=dict(
                 name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4, clip_norm=0.0, accumulate=1,
@@ -80,7 +89,7 @@ def voc2012(config: ConfigDict) -> None:
 def small(config: ConfigDict) -> None:
     """ResNet-18 from scratch at output stride 16 with narrow heads: for a CPU."""
     config.dtype = "float32"
-    config.model.backbone = dict(name="resnet", depth=18, stem="v1c", output_stride=16)
+    config.model.backbone.update(depth=18, output_stride=16)
     config.model.update(rates=(6, 12, 18), channels=128, low_channels=12, aux_channels=64)
     config.losses.logits.average = config.losses.aux_logits.average = "valid"
     config.optimizer = dict(

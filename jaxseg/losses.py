@@ -25,7 +25,7 @@ def cross_entropy(
     *,
     ignore_label: int,
     mask: jax.Array | None = None,
-    class_weights: Sequence[float] | None = None,
+    class_weights: Sequence[float] = (),
     average: str = "valid",
     label_smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
@@ -39,7 +39,7 @@ def cross_entropy(
       labels: int32 [b, h, w].
       ignore_label: label of pixels that do not count.
       mask: bool [b]; rows that are False (padding) count nowhere. None: all count.
-      class_weights: C weights, one per class. None: all 1.
+      class_weights: C weights, one per class. Empty: all 1.
       average: what `count` is. 'valid': the number of valid pixels, or with `class_weights` the
         sum of their weights (the 'mean' of PyTorch's cross_entropy). 'all': the number of pixels,
         ignored ones included, weights or not (MMSegmentation's default, avg_non_ignore=False).
@@ -57,7 +57,7 @@ def cross_entropy(
     named.check("average", "rule", average, ("valid", "all"))
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing={label_smoothing}: expected a number in [0, 1)")
-    if class_weights is not None and len(class_weights) != num_classes:
+    if class_weights and len(class_weights) != num_classes:
         raise UserError(
             f"class_weights has {len(class_weights)} numbers, the model has {num_classes} classes: "
             "give one weight per class"
@@ -77,9 +77,9 @@ def cross_entropy(
         return jnp.sum(jnp.where(is_label, values, 0.0), axis=-1)
 
     log_z = jax.nn.logsumexp(logits, axis=-1)  # [b, h, w]
-    weights = jnp.ones(num_classes) if class_weights is None else jnp.asarray(class_weights)
+    weights = jnp.ones(num_classes) if not class_weights else jnp.asarray(class_weights)
     weights = weights.astype(jnp.float32)
-    pixel_weight = 1.0 if class_weights is None else pick(weights)
+    pixel_weight = 1.0 if not class_weights else pick(weights)
     loss = pixel_weight * (log_z - pick(logits))
     if label_smoothing:
         spread = log_z * jnp.sum(weights) - jnp.sum(weights * logits, axis=-1)
@@ -89,7 +89,7 @@ def cross_entropy(
     # Pixels are counted in integers: a float32 sum of ones may stop growing at 2^24.
     if average == "all":
         count = jnp.sum(inside, dtype=jnp.int32)
-    elif class_weights is None:
+    elif not class_weights:
         count = jnp.sum(valid, dtype=jnp.int32)
     else:
         count = jnp.sum(pixel_weight * valid)

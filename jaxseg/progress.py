@@ -65,16 +65,16 @@ class Progress:
         """
         if not self._pending:
             return
-        fetched = jax.device_get([scalars for _, scalars, _ in self._pending])
+        pending, self._pending = self._pending, []
+        fetched = jax.device_get([scalars for _, scalars, _ in pending])
         elapsed = max(time.monotonic() - self._began, 1e-9)
-        for (step, _, ids), scalars in zip(self._pending, fetched, strict=True):
+        for (step, _, ids), scalars in zip(pending, fetched, strict=True):
             scalars = {name: float(value) for name, value in scalars.items()}
             finite = scalars.pop("finite")
             self._writer.write_scalars(step, scalars)
             self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
             if not finite:
                 self._note_bad(step, scalars, ids)
-        self._pending = []
         speed = {
             "images_per_s": self._counted * self._batch_size / elapsed,
             "data_wait": self._waited / elapsed,

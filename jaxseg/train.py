@@ -230,13 +230,14 @@ def _run(config: ConfigDict, workdir: Workdir) -> None:
                 progress.write()
                 checkpointer.save(step, state, meta(step))
     except UserError:  # a sample that cannot be read, a loss that diverged: keep what was learnt
+        progress.write()
         if step > start:
             checkpointer.save(step, state, meta(step))
-            checkpointer.close()
             say(f"stopped; step {step} is saved, and the same command continues from there")
         raise
-    checkpointer.close()
-    writer.close()
+    finally:
+        writer.close()
+        checkpointer.close()
 
 
 def _finish(config: ConfigDict, folder: str) -> dict[str, Any]:

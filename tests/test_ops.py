@@ -251,3 +251,11 @@ def test_avg_pool_counts_only_pixels():
     for i, j in np.ndindex(3, 4):
         close(got[0, i, j], x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((0, 1)))
     assert pool.avg_pool(x, 1) is x
+
+
+def test_max_pool_passes_on_what_is_not_a_number():
+    x = np.zeros((1, 4, 4, 1), np.float32)
+    x[0, 3, 3] = np.nan
+    y, _ = jax.vjp(pool.max_pool, jnp.asarray(x))
+    for got in (y, pool.max_pool(jnp.asarray(x))):
+        np.testing.assert_array_equal(np.isnan(got[0, ..., 0]), [[False, False], [False, True]])

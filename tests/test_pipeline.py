@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxseg import data
-from jaxseg.data import crop, plan, reading, threads
+from jaxseg.data import plan, reading, threads
 from jaxseg.data.base import Description, Record
 from jaxseg.errors import UserError
 

@@ -11,8 +11,8 @@ kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 classifier_init = nn.initializers.normal(0.01)
 
 
-# Batches of up to this many samples per channel get their variance in two passes, which cost nothing
-# there and matter: global averages of a few images lie close together, far from the running mean.
+# Up to this many samples per channel, the variance takes two passes. They cost nothing there, and
+# matter: global averages of a few images lie close together but far from the running mean.
 FEW = 1024
 
 

@@ -94,7 +94,7 @@ class ResNet(nn.Module):
     depth: int = 50
     stem: str = "v1c"
     output_stride: int = 32
-    multi_grid: tuple[int, ...] | None = None
+    multi_grid: tuple[int, ...] = ()
     freeze_norm: bool = False
     remat: bool = False
 
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
                 rates[1:] = [dilation] * (depth - 1)
                 first = 1
             stride *= first
-            if stage == 4 and self.multi_grid is not None:
+            if stage == 4 and self.multi_grid:
                 rates = self.multi_grid
             for i, rate in enumerate(rates):
                 x = block(
@@ -140,7 +140,7 @@ def Backbone(
     depth: int = 50,
     stem: str = "v1c",
     output_stride: int = 32,
-    multi_grid: tuple[int, ...] | None = None,
+    multi_grid: tuple[int, ...] = (),
     freeze_norm: bool = False,
     remat: bool = False,
 ) -> ResNet:
@@ -152,7 +152,7 @@ def Backbone(
     ):
         if value not in known:
             raise UserError(f"config.model.backbone.{name}={value!r}: expected one of {known}")
-    if multi_grid is not None:
+    if multi_grid:
         multi_grid = tuple(multi_grid)
         blocks = BLOCKS[depth][1][3]
         if len(multi_grid) != blocks:

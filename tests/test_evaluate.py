@@ -1,0 +1,117 @@
+"""Evaluation: exact for any batch size and number of devices, equal to a plain NumPy count."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxseg import data, evaluate, models, predict
+from jaxseg import state as states
+from jaxseg.data.base import Description, Record
+from jaxseg.errors import UserError
+from jaxseg.sharding import make_mesh
+
+CLASSES = ("a", "b", "c")
+SIZES = [(40, 56), (40, 56), (33, 47), (40, 56), (33, 47), (40, 56), (40, 56)]
+
+
+def description() -> Description:
+    """Seven images of two sizes, with ignored pixels."""
+    rng = np.random.default_rng(0)
+    records = []
+    for i, size in enumerate(SIZES):
+        image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+        label = rng.choice([0, 1, 2, 255], size, p=[0.5, 0.2, 0.2, 0.1]).astype(np.uint8)
+        records.append(Record(f"{i}", lambda image=image: image, lambda label=label: label))
+    palette = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
+    return Description("seven", CLASSES, palette, ("val",), lambda split: records)
+
+
+def config(batch_size: int, base_size: tuple[int, ...] = (), flip: bool = False) -> ConfigDict:
+    return ConfigDict(
+        dict(
+            dtype="float32",
+            model=dict(
+                name="deeplabv3p",
+                backbone=dict(name="resnet", depth=18, output_stride=16),
+                channels=8,
+                low_channels=4,
+                aux_channels=0,
+            ),
+            eval=dict(split="val", batch_size=batch_size, base_size=base_size),
+            predict=dict(flip=flip),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Random weights that give every class somewhere."""
+    model = models.get(config(1).model, num_classes=3)
+    variables = jax.jit(
+        lambda: model.init(jax.random.key(0), np.zeros((1, 40, 56, 3), np.uint8), False)
+    )()
+    variables["params"]["head"]["classifier"]["conv"]["kernel"] *= 100
+    return variables
+
+
+def count(setting: ConfigDict, variables, devices: int) -> tuple[np.ndarray, list]:
+    mesh = make_mesh(devices)
+    model = models.get(setting.model, num_classes=3)
+    step = evaluate.make_eval_step(model, setting, description(), mesh)
+    batches = evaluate.batches(setting, description(), "val", mesh)
+    return evaluate.run(step, variables, batches, 3, mesh, keep=10)
+
+
+def test_counts_do_not_depend_on_batch_size_or_devices(variables):
+    reference, kept = count(config(1), variables, 1)
+    assert reference.sum() == sum(
+        int((np.asarray(r.label()) != 255).sum()) for r in description().records("val")
+    )
+    assert (reference.sum(axis=0) > 0).all(), "a class is never predicted: the test shows little"
+    assert sorted(id for id, *_ in kept) == [str(i) for i in range(7)]
+    for batch_size, devices in ((3, 1), (7, 2), (2, 8)):
+        counts, _ = count(config(batch_size), variables, devices)
+        np.testing.assert_array_equal(counts, reference)
+
+
+def test_counts_equal_a_plain_count_of_each_image(variables):
+    model = models.get(config(1).model, num_classes=3)
+    logits = jax.jit(predict.forward(model, "float32"))
+    expected = np.zeros((3, 3), np.int64)
+    for record in description().records("val"):
+        prediction = np.asarray(logits(variables, record.image()[None]))[0].argmax(-1)
+        label = record.label()
+        for truth, predicted in zip(label[label != 255], prediction[label != 255], strict=True):
+            expected[truth, predicted] += 1
+    counts, _ = count(config(2), variables, 1)
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_images_may_be_resized_while_labels_keep_their_size(variables):
+    counts, kept = count(config(2, base_size=(80, 60)), variables, 1)
+    plain, _ = count(config(2), variables, 1)
+    assert counts.sum() == plain.sum()
+    for id, image, truth, labels in kept:
+        assert truth.shape == labels.shape == SIZES[int(id)]
+        assert max(image.shape[:2]) == 80 or min(image.shape[:2]) == 60
+
+
+def test_a_split_without_a_labelled_pixel_is_refused():
+    with pytest.raises(UserError, match="no labelled pixel"):
+        evaluate.summarize(np.zeros((3, 3), np.int64), description(), "val")
+
+
+def test_a_config_may_name_any_dataset_module():
+    with pytest.raises(UserError, match="no such dataset"):
+        data.get({"name": "atlantis"})
+    with pytest.raises(UserError, match="config.data for 'camvid'"):
+        data.get({"name": "camvid", "rot": "x"})
+
+
+def test_averaged_parameters_are_evaluated_when_kept(variables):
+    state = states.TrainState(
+        step=0, params={"w": 1}, model_state={"batch_stats": {}}, opt_state=(), ema={"w": 2}
+    )
+    assert state.variables()["params"] == {"w": 2}
+    assert state.replace(ema=None).variables()["params"] == {"w": 1}
