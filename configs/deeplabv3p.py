@@ -90,10 +90,10 @@ def small(config: ConfigDict) -> None:
     """ResNet-18 from scratch at output stride 16 with narrow heads: for a CPU."""
     config.dtype = "float32"
     config.model.backbone.update(depth=18, output_stride=16)
-    config.model.update(rates=(6, 12, 18), channels=128, low_channels=12, aux_channels=64)
+    config.model.update(rates=(6, 12, 18), channels=128, aux_channels=64)
     config.losses.logits.average = config.losses.aux_logits.average = "valid"
     config.optimizer = dict(
-        name="adamw", lr=1e-3, weight_decay=1e-2, clip_norm=1.0, accumulate=1,
+        name="adamw", lr=2e-3, weight_decay=1e-2, clip_norm=1.0, accumulate=1,
         lr_multipliers=(), decay_multipliers=((".*/(bias|scale)", 0.0),),
     )  # fmt: skip
     config.schedule.update(end=0.0, warmup=50)
@@ -101,11 +101,11 @@ def small(config: ConfigDict) -> None:
 
 def camvid(config: ConfigDict) -> None:
     small(config)
-    config.batch_size, config.steps = 8, 1500
+    config.batch_size, config.steps = 8, 1000
     config.data = dict(name="camvid", root="data/camvid")
-    config.augment.update(crop=(192, 256), scale=(0.5, 1.0))
+    config.augment.update(crop=(192, 256), scale=(0.5, 1.25))
     config.eval.final_split = "test"
-    config.eval_every, config.checkpoint_every = 300, 100
+    config.eval_every, config.checkpoint_every = 250, 100
 
 
 def synthetic(config: ConfigDict) -> None:
