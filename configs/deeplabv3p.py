@@ -21,7 +21,8 @@ def get_config(dataset: str = "cityscapes") -> ConfigDict:
     config = ConfigDict(
         dict(
             seed=0,
-            dtype="bfloat16",  # of the computation; parameters and statistics stay float32
+            # Of the computation; parameters and statistics are float32. auto: bfloat16, but on CPU
+            dtype="auto",
             devices=0,  # 0: all there are
             data_backend="auto",  # "tfdata", or "threads" (no TensorFlow); auto takes what is there
             train_split="train",
@@ -39,7 +40,7 @@ def get_config(dataset: str = "cityscapes") -> ConfigDict:
                 photometric=True,
             ),
             losses=dict(
-                # average="all" divides by all pixels, as MMSegmentation does, "valid" by labelled ones
+                # average: "all" divides by all pixels (as in MMSegmentation), "valid" by labelled ones
                 logits=dict(
                     name="cross_entropy", weight=1.0, average="all", class_weights=()
                 ),
@@ -88,7 +89,6 @@ def voc2012(config: ConfigDict) -> None:
 
 def small(config: ConfigDict) -> None:
     """ResNet-18 from scratch at output stride 16 with narrow heads: for a CPU."""
-    config.dtype = "float32"
     config.model.backbone.update(depth=18, output_stride=16)
     config.model.update(rates=(6, 12, 18), channels=128, aux_channels=64)
     config.losses.logits.average = config.losses.aux_logits.average = "valid"

@@ -35,7 +35,7 @@ class Segmentation:
       chain: `config.predict`, see `jaxseg.predict.make_scores`.
       base_size: (long, short) edge of the box that `segment` fits an image into first, its aspect
         kept; empty for the image as it is.
-      dtype: of the computation, 'float32' or 'bfloat16'.
+      dtype: of the computation, 'float32', 'bfloat16' or 'auto'.
     """
 
     model: nn.Module
@@ -114,7 +114,7 @@ def load(
       checkpoint: a workdir, its checkpoints folder, or the folder of one step; or a mapping from
         the names of a PyTorch state dict to arrays. None takes the best checkpoint of the workdir
         `name`; a config file needs one.
-      dtype: of the computation, 'float32' or 'bfloat16', which is the faster one on accelerators.
+      dtype: of the computation: 'float32', 'bfloat16', or 'auto', the faster one.
 
     Raises:
       UserError: there is no such model, or the weights are not of this model.

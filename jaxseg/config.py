@@ -100,5 +100,5 @@ def validate(config: ConfigDict) -> None:
     for key in POSITIVE:
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]}: expected 1 or more")
-    if config.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype={config.dtype!r}: expected 'float32' or 'bfloat16'")
+    if config.dtype not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"config.dtype={config.dtype!r}: expected 'auto', 'float32' or 'bfloat16'")

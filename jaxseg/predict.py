@@ -142,7 +142,7 @@ def make_scores(model: nn.Module, config: Mapping[str, Any] | None, *, dtype: st
       model: a Segmenter.
       config: `config.predict`: `slide`, the arguments of that link, and `flip`, true or false. A
         link that is absent, or a slide without a crop, is left out.
-      dtype: of the computation, 'float32' or 'bfloat16'.
+      dtype: of the computation, 'float32', 'bfloat16' or 'auto'.
 
     Returns:
       `(variables, image uint8 [b, h, w, 3], size) -> float32 [b, *size, C]`.

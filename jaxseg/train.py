@@ -130,7 +130,8 @@ def _run(config: ConfigDict, workdir: Workdir) -> None:
     say(
         f"{config.model.name}: {states.count(abstract_params) / 1e6:.1f} M parameters, "
         f"{description.num_classes} classes of {description.name}; "
-        f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, {config.dtype}"
+        f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, "
+        f"{segmenter.compute_dtype(config.dtype)}"
     )
 
     # ---- Where to start: the newest checkpoint here, weights from elsewhere, or scratch. ----

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax.traverse_util import unflatten_dict
 
+from jaxseg.console import say
 from jaxseg.errors import UserError
 
 
@@ -99,7 +99,8 @@ def fill(variables: Any, loaded: Any, skip: str | Sequence[str] | None, source: 
         )
     fresh = [name for name in ours if name in skipped]
     if fresh:
-        logging.info("%s: not taken from it, left as initialised: %s", source, ", ".join(fresh))
+        modules = sorted({_in_module(name).rpartition("/")[0] for name in fresh})
+        say(f"{source}: not taken from it, left as initialised: {', '.join(modules)}")
     leaves = [
         like if name in skipped else place(np.asarray(theirs[name]), like)
         for name, like in ours.items()

@@ -301,7 +301,7 @@ def test_another_optimizer_or_ema_is_named(tmp_path):
         Checkpointer(tmp_path).restore(shapes_of(make_state(0, ema=True)))
 
 
-def test_init_from_fills_what_is_not_skipped(tmp_path, caplog):
+def test_init_from_fills_what_is_not_skipped(tmp_path, capsys):
     save_steps(tmp_path, 1)
     source, fresh = make_state(1), make_state(9, classes=19)
     variables = {"params": fresh.params, **fresh.model_state}
@@ -312,12 +312,11 @@ def test_init_from_fills_what_is_not_skipped(tmp_path, caplog):
     assert "head/classifier/bias: checkpoint (21,), model (19,)" in text
     assert "--config.init_skip='head/classifier'" in text
 
-    caplog.set_level("INFO")
     filled = checkpoint.init_from(variables, tmp_path, skip="head/classifier")
     assert_same(filled["params"]["backbone"], source.params["backbone"])
     assert_same(filled["batch_stats"], source.model_state["batch_stats"])
     assert_same(filled["params"]["head"], fresh.params["head"])
-    assert "left as initialised: params/head/classifier/bias" in caplog.text
+    assert "left as initialised: head/classifier" in capsys.readouterr().out
     for leaf, like in zip(jax.tree.leaves(filled), jax.tree.leaves(variables), strict=True):
         assert leaf.sharding == like.sharding
 
