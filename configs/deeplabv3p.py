@@ -40,7 +40,7 @@ def get_config(dataset: str = "cityscapes") -> ConfigDict:
                 photometric=True,
             ),
             losses=dict(
-                # average: "all" divides by all pixels (as in MMSegmentation), "valid" by labelled ones
+                # average: over "all" pixels, as in MMSegmentation, or over the "valid" ones
                 logits=dict(
                     name="cross_entropy", weight=1.0, average="all", class_weights=()
                 ),

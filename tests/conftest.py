@@ -1,11 +1,15 @@
-"""Eight CPU devices for every test, and where the optional reference data is."""
+"""Eight CPU devices for every test, and where the optional reference data is.
 
+JAX_PLATFORMS=cuda runs the tests of single devices on a GPU instead.
+"""
+
+import os
 import pathlib
 
 import jax
 import pytest
 
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"

@@ -88,7 +88,7 @@ def forward(
 
 
 def compute_dtype(dtype: Any) -> jnp.dtype:
-    """The dtype that a config names: 'auto' is bfloat16, on a CPU float32, which is faster there."""
+    """The dtype that a config names: 'auto' is bfloat16, but float32 on a CPU."""
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(dtype)
