@@ -71,7 +71,7 @@ def make_train_step(
         ema = state.ema
         if config.ema:
             ema = optim.update_ema(ema, params, config.ema)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = state.replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)

@@ -6,8 +6,11 @@ JAX_PLATFORMS=cuda runs the tests of single devices on a GPU instead.
 import os
 import pathlib
 
-import jax
-import pytest
+# Tests compile much and compute little: less optimisation saves most of their time.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -33,7 +33,7 @@ def config(batch_size: int, base_size: tuple[int, ...] = (), flip: bool = False)
             dtype="float32",
             model=dict(
                 name="deeplabv3p",
-                backbone=dict(name="resnet", depth=18, output_stride=16),
+                backbone=dict(name="tests.tiny_backbone"),
                 channels=8,
                 low_channels=4,
                 aux_channels=0,

@@ -21,7 +21,7 @@ from jaxseg.sharding import make_mesh, over_batch, replicated, shard_batch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = (
-    "--config.data.size=(48, 64)",
+    "--config.data.size=(64, 64)",
     "--config.data.train=12",
     "--config.data.val=4",
     "--config.data.test=4",
@@ -29,6 +29,7 @@ TINY = (
     "--config.batch_size=4",
     "--config.devices=1",
     "--config.data_backend=threads",
+    "--config.model.backbone.name=tests.tiny_backbone",
     "--config.model.channels=16",
     "--config.model.aux_channels=16",
     "--config.schedule.warmup=2",
@@ -73,9 +74,13 @@ def steps_on(devices: int, count: int, *overrides: str):
     return losses, state, step
 
 
-def test_one_device_equals_eight():
+@pytest.mark.parametrize(
+    "backbone", ["tests.tiny_backbone", pytest.param("resnet", marks=pytest.mark.slow)]
+)
+def test_one_device_equals_eight(backbone):
     # SGD: Adam divides by the root of second moments, which near zero turns rounding into sign.
-    sgd = ("--config.optimizer.name=sgd", "--config.optimizer.lr=0.05")
+    sgd = ("--config.optimizer.name=sgd", "--config.optimizer.lr=0.01")
+    sgd += (f"--config.model.backbone.name={backbone}",)
     one, state_one, _ = steps_on(1, 5, *sgd)
     eight, state_eight, compiled = steps_on(8, 5, *sgd)
     np.testing.assert_allclose(one, eight, rtol=1e-5)
@@ -162,7 +167,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step():
     tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
     state, _ = states.create(states.make_init(model, tx, (48, 48), False, 0), make_mesh(1))
     bad = jax.tree.map(lambda x: x, state.params)
-    bad["head"]["classifier"]["bias"] = bad["head"]["classifier"]["bias"].at[0].set(jnp.inf)
+    bias = bad["head"]["classifier"]["conv"]["bias"]
+    bad["head"]["classifier"]["conv"]["bias"] = bias.at[0].set(jnp.inf)
     state = state.replace(params=bad)
     batch = {
         "image": np.full((2, 48, 48, 3), 99, np.uint8),
