@@ -57,7 +57,8 @@ def get_config(dataset: str = "cityscapes") -> ConfigDict:
             ema=0.0,
             init_from="", init_skip="",
             log_every=50, eval_every=4000, checkpoint_every=1000,
-            eval=dict(split="val", final_split="val", batch_size=8, base_size=()),
+            # batch_size is rounded up to a multiple of the devices; 1 is safe for large images.
+            eval=dict(split="val", final_split="val", batch_size=1, base_size=()),
             predict=dict(slide=dict(crop=(), stride=(), batch=4), flip=False),
         )
     )  # fmt: skip
@@ -97,6 +98,7 @@ def small(config: ConfigDict) -> None:
         lr_multipliers=(), decay_multipliers=((".*/(bias|scale)", 0.0),),
     )  # fmt: skip
     config.schedule.update(end=0.0, warmup=50)
+    config.eval.batch_size = 8
 
 
 def camvid(config: ConfigDict) -> None:

@@ -158,7 +158,7 @@ def make_scores(model: nn.Module, config: Mapping[str, Any] | None, *, dtype: st
     for key in windows:
         named.check("config.predict.slide", "argument", key, ("crop", "stride", "batch"))
     if windows.get("crop"):
-        if len(windows["crop"]) != 2 or len(windows.get("stride", ())) != 2:
+        if not windows.get("stride"):
             raise UserError("config.predict.slide: give both crop=(h, w) and stride=(h, w)")
         logits = slide(logits, **windows)
     scores = at_size(logits, model.align_corners)
