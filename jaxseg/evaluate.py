@@ -69,24 +69,23 @@ def run(
       Counts int64 [C, C] (rows: truth, columns: prediction) over all hosts, and of the first `keep`
       samples of this host (id, image uint8 [h, w, 3], truth [H, W], prediction [H, W]).
     """
-    total = np.zeros((num_classes, num_classes), np.int64)
-    kept, images, waiting = [], 0, None
-    for batch in batches:
-        counts, labels = eval_step(variables, shard_batch(batch, mesh))
-        if len(kept) < keep:
-            rows = local_rows(labels)
-            kept += [
-                (batch["id"][i], batch["image"][i], batch["label"][i], rows[i])
-                for i in np.flatnonzero(batch["mask"])[: keep - len(kept)]
-            ]
-        if waiting is not None:  # fetched one batch late, so that the device is never idle
-            total += np.asarray(waiting, np.int64)
-        waiting = counts
-        images += int(batch["mask"].sum())
-        progress(images)
-    if waiting is not None:
-        total += np.asarray(waiting, np.int64)
-    return total, kept
+    kept = []
+
+    def counts():
+        images = 0
+        for batch in batches:
+            matrix, labels = eval_step(variables, shard_batch(batch, mesh))
+            if len(kept) < keep:
+                rows = local_rows(labels)
+                kept.extend(
+                    (batch["id"][i], batch["image"][i], batch["label"][i], rows[i])
+                    for i in np.flatnonzero(batch["mask"])[: keep - len(kept)]
+                )
+            yield matrix
+            images += int(batch["mask"].sum())
+            progress(images)
+
+    return metrics.accumulate(counts(), num_classes), kept
 
 
 def batches(config: ConfigDict, description: Description, split: str, mesh: Mesh) -> Iterator:

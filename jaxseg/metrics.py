@@ -88,33 +88,6 @@ def _by_product(
     return jnp.sum(jax.lax.fori_loop(0, bands, add, counts), axis=0)
 
 
-def pixel_accuracy(
-    logits: jax.Array, labels: jax.Array, ignore_label: int, mask: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """A cheap figure for watching training: accuracy at the resolution of the logits.
-
-    Each logit is compared with the one label under its centre, so this is not the accuracy of the
-    evaluation, only close to it.
-
-    Args:
-      logits: float [b, h', w', C].
-      labels: int32 [b, h, w].
-      ignore_label: label of pixels that do not count.
-      mask: bool [b]; rows that are False (padding) count nowhere. None: all count.
-
-    Returns:
-      (correct, valid): int32 scalars.
-    """
-    for axis in (1, 2):
-        out, size = logits.shape[axis], labels.shape[axis]
-        labels = jnp.take(labels, (2 * np.arange(out) + 1) * size // (2 * out), axis=axis)
-    valid = (labels != ignore_label) & (labels >= 0) & (labels < logits.shape[-1])
-    if mask is not None:
-        valid &= mask[:, None, None]
-    correct = valid & (jnp.argmax(logits, axis=-1) == labels)
-    return jnp.sum(correct, dtype=jnp.int32), jnp.sum(valid, dtype=jnp.int32)
-
-
 def accumulate(counts: Iterable[jax.Array], num_classes: int) -> np.ndarray:
     """The int64 [C, C] sum of the batches' int32 confusion matrices.
 

@@ -47,8 +47,8 @@ def _from_values(description: Description, stored: np.ndarray, what: str) -> np.
     table[(table >= classes) & (table != ignore)] = -1
     slots = stored
     if stored.dtype != np.uint8:
-        outside = (stored < 0) | (stored >= len(table))
-        slots = np.where(outside, len(table) - 1, stored).astype(np.int64)
+        slots = stored.astype(np.int64)
+        slots[(slots < 0) | (slots >= len(table))] = len(table) - 1
     label = table.take(slots, mode="clip")  # nothing to clip, but faster than with its check
     if label.min() < 0:
         illegal = label < 0
