@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint as checkpoint_lib
-from jaxseg import convert, data, models, predict, trees
+from jaxseg import convert, data, models, predict, trees, zoo
 from jaxseg.config import from_file
 from jaxseg.data import crop, plan
 from jaxseg.errors import UserError
@@ -109,11 +109,12 @@ def load(
     """Builds a model and loads its weights.
 
     Args:
-      name: the workdir of a run, or a config file with its argument behind a colon, as in
-        'configs/deeplabv3p.py:camvid'.
+      name: the workdir of a run; a config file with its argument behind a colon, as in
+        'configs/deeplabv3p.py:camvid'; or the name of a released model of MMSegmentation, as in
+        'deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024' (see `jaxseg.zoo`).
       checkpoint: a workdir, its checkpoints folder, or the folder of one step; or a mapping from
         the names of a PyTorch state dict to arrays. None takes the best checkpoint of the workdir
-        `name`; a config file needs one.
+        `name`; a config file and a released model need one.
       dtype: of the computation: 'float32', 'bfloat16', or 'auto', the faster one.
 
     Raises:
@@ -124,17 +125,15 @@ def load(
     if path.is_dir():
         weights = path if checkpoint is None else checkpoint
         return from_config(read_config(path), weights, dtype=dtype)
-    if not name.partition(":")[0].endswith(".py"):
-        raise UserError(
-            f"load({name!r}): no such model. Give the workdir of a run (a folder with config.json "
-            "and checkpoints), or a config file such as 'configs/deeplabv3p.py:camvid'"
-        )
+    is_file = name.partition(":")[0].endswith(".py")
+    config = from_file(name) if is_file else zoo.config(name)
     if checkpoint is None:
         raise UserError(
-            f"load({name!r}): a config file has no weights; give checkpoint=, a workdir, a "
-            "checkpoint's folder, or a mapping of PyTorch names to arrays"
+            f"load({name!r}): {'a config file has no weights' if is_file else 'has no weights yet'}"
+            "; give checkpoint=, a workdir, a checkpoint's folder, or a mapping of PyTorch names "
+            "to arrays"
         )
-    return from_config(from_file(name), checkpoint, dtype=dtype)
+    return from_config(config, checkpoint, dtype=dtype)
 
 
 def from_run(

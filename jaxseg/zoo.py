@@ -1,11 +1,76 @@
-"""MMSegmentation's model descriptions -> `config.model`."""
+"""MMSegmentation's released models by name, and its model descriptions as `config.model`.
 
+`zoo.json` beside this file holds what `tools/make_zoo.py` made of the released models' facts: for
+each name the model, the dataset's classes and palette, and the published test protocol.
+"""
+
+import difflib
+import functools
+import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from jaxseg.data.base import Description
 from jaxseg.errors import UserError
+from jaxseg.workdir import as_config
 
 STEMS = {"ResNet": "plain", "ResNetV1c": "v1c", "ResNetV1d": "v1d"}
+
+
+@functools.cache
+def facts() -> dict[str, Any]:
+    """{'names': {name: entry}, 'models': {key: spec}, 'datasets': {name: classes and palette}}."""
+    return json.loads(pathlib.Path(__file__).with_name("zoo.json").read_text())
+
+
+def config(name: str) -> ConfigDict:
+    """What `jaxseg.load` needs of a released model: model, data, predict, eval.base_size, dtype.
+
+    Raises:
+      UserError: no model of that name runs; names the nearest ones that do.
+    """
+    known = facts()
+    if name not in known["names"]:
+        near = difflib.get_close_matches(name, known["names"], 3, cutoff=0.4)
+        raise UserError(
+            f"{name!r}: no such model. Give the workdir of a run (a folder with config.json and "
+            "checkpoints), a config file such as 'configs/deeplabv3p.py:camvid', or the name of "
+            f"one of {len(known['names'])} models of MMSegmentation"
+            + (f", such as {', '.join(near)}" if near else "")
+        )
+    entry = known["names"][name]
+    spec = known["models"][entry["model"]]
+    return as_config(
+        dict(
+            dtype="auto",
+            model=spec,
+            data=dict(name="jaxseg.zoo", dataset=entry["dataset"], classes=spec["num_classes"]),
+            eval=dict(base_size=entry["base_size"]),
+            predict=dict(slide=entry.get("slide", {})),
+        )
+    )
+
+
+def describe(dataset: str, classes: int) -> Description:
+    """Classes and colours of a dataset of MMSegmentation's; its files are not known here."""
+    entry = facts()["datasets"][dataset]
+
+    def records(split: str):
+        raise UserError(
+            f"{dataset}: only its classes are known here; name a dataset by config.data"
+        )
+
+    return Description(
+        name=dataset,
+        # Mapillary's last class is 'unlabeled' and has no output in the released models.
+        classes=tuple(name.strip() for name in entry["classes"][:classes]),
+        palette=tuple(tuple(color) for color in entry["palette"][:classes]),
+        splits=(),
+        records=records,
+    )
 
 
 def model_spec(description: Mapping[str, Any]) -> dict[str, Any]:

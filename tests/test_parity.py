@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxseg
 from jaxseg import convert, models, zoo
 from jaxseg.errors import UserError
 from jaxseg.models import segmenter
@@ -69,14 +70,7 @@ def load(shared, fixture, name, npz, dtype=jnp.float32, **changes):
 )
 def test_forward(shared, fixture, name):
     npz = np.load(shared / "zoo" / "outputs" / f"{name}.npz")
-    model, variables = load(shared, fixture, name, npz)
-
-    @jax.jit
-    def run(variables, image):
-        logits = segmenter.forward(model, variables, image, train=False)[0]["logits"]
-        return resize(logits, image.shape[1:3], align_corners=model.align_corners)
-
-    logits = run(variables, npz["image"][None])[0]
+    logits = jaxseg.load(name, checkpoint=fixture.state_dict(npz)).logits(npz["image"][None])[0]
     error = fixture.relative_error(logits[npz["rows"], npz["cols"]], npz["logits"])
     print(f"{name}: relative error {error:.1e}")
     assert error <= 1e-4
@@ -198,6 +192,8 @@ def test_every_name_of_the_zoo_is_understood_or_refused(shared):
         assert backbone["output_stride"] == (16 if "-d16" in name else 8)
         assert backbone.get("multi_grid") == ((1, 2, 4) if "mg124" in name else None)
         assert spec["align_corners"] == ("769x769" in name)
+        stored = zoo.facts()["models"][zoo.facts()["names"][name]["model"]]
+        assert stored == json.loads(json.dumps(spec)), "run tools/make_zoo.py again"
         understood += 1
     assert understood > 30
 
