@@ -67,8 +67,10 @@ def _broken(what: str, error: Exception) -> UserError:
             f"{what}: cannot be read ({error.strerror}); check the path and that the data set is "
             "complete"
         )
+    # Pillow names the object it read from, which says nothing to a user.
+    reason = "of no known format" if "cannot identify" in str(error) else str(error)
     return UserError(
-        f"{what}: not a complete image file ({error}); fetch it again or take it out of the split"
+        f"{what}: not a complete image file ({reason}); fetch it again or leave it out"
     )
 
 
