@@ -4,3 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh requirements.txt
 python -m jaxseg.main --config configs/deeplabv3p.py:synthetic --workdir runs/quickstart "$@"
+echo "(in a new shell first: source .venv/bin/activate)"
