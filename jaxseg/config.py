@@ -1,6 +1,5 @@
 """Configs: reading a config file, setting values from the command line, checking the result."""
 
-import difflib
 import importlib.util
 import pathlib
 import re
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from jaxseg import named
 from jaxseg.errors import UserError
 
 PAIRS = ("augment.crop", "augment.scale", "augment.base_size", "eval.base_size", "data.size")
@@ -77,10 +77,7 @@ def _check_override(config: ConfigDict, argument: str) -> None:
         parent = ".".join(["config", *path[:depth]])
         if not isinstance(section, ConfigDict):
             raise UserError(f"--{key}: {parent} is {section!r}, which has no parts")
-        if name not in section:
-            near = difflib.get_close_matches(name, list(section), 1)
-            hint = f"did you mean {parent}.{near[0]}? " if near else ""
-            raise UserError(f"--{key}: no such key; {hint}{parent} has {', '.join(section)}")
+        named.check(f"--{key}", f"key of {parent}", name, section)
         section = section[name]
 
 

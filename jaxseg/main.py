@@ -14,7 +14,6 @@ Any value of the config can be set, as in --config.optimizer.lr=0.02. eval and p
 run's own config from --workdir, so that --config is not needed there.
 """
 
-import difflib
 import os
 import pathlib
 import sys
@@ -23,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
+from jaxseg import named
 from jaxseg.errors import UserError
 
 COMMANDS = ("train", "eval", "predict", "check")
@@ -38,10 +38,7 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
     command = "train"
     if len(rest) > 1 and not rest[1].startswith("-"):
         command = rest.pop(1)
-        if command not in COMMANDS:
-            near = difflib.get_close_matches(command, COMMANDS, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"unknown command {command!r}: use {', '.join(COMMANDS)}.{hint}")
+        named.check("jaxseg.main", "command", command, COMMANDS)
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "FILE.py or FILE.py:ARGUMENT", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)

@@ -80,11 +80,17 @@ def trained(tmp_path_factory):
     ("argv", "words"),
     [
         ((), ["--workdir"]),
-        (("trian",), ["'trian'", "Did you mean 'train'"]),
+        (("trian",), ["'trian'", "did you mean 'train'"]),
         (("--config=nowhere.py", "--workdir=w"), ["nowhere.py", "no such file"]),
         ((f"--config={CONFIG}:mars", "--workdir=w"), ["mars", "cityscapes", "folder"]),
-        ((f"--config={CONFIG}", "--workdir=w", "--config.bacth_size=4"), ["config.batch_size?"]),
-        ((f"--config={CONFIG}", "--workdir=w", "--config.optimizer.lrr=4"), ["optimizer.lr?"]),
+        (
+            (f"--config={CONFIG}", "--workdir=w", "--config.bacth_size=4"),
+            ["config.bacth_size", "did you mean 'batch_size'"],
+        ),
+        (
+            (f"--config={CONFIG}", "--workdir=w", "--config.optimizer.lrr=4"),
+            ["config.optimizer.lrr", "did you mean 'lr'"],
+        ),
         ((f"--config={CONFIG}", "--workdir=w", "--config.steps=many"), ["config.steps=many"]),
         (
             (f"--config={CONFIG}", "--workdir=w", "--config.steps=0"),
