@@ -1,5 +1,7 @@
 """Building blocks that the models share."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,9 @@ FEW = 1024
 class Conv(nn.Module):
     """Square convolution, zero-padded so that stride 1 keeps the size ("half" padding).
 
-    [b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features] for odd `kernel`.
+    [b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features] for odd `kernel`. A number
+    of `padding` takes the place of half padding: so many zeros on each side, 0 for a "valid"
+    convolution.
     """
 
     features: int
@@ -29,12 +33,14 @@ class Conv(nn.Module):
     groups: int = 1
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = kaiming
+    padding: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        padding = self.dilation * (self.kernel // 2)
+        half = self.dilation * (self.kernel // 2)
+        padding = half if self.padding is None else self.padding
         x = conv2d(x, kernel, self.strides, padding, self.dilation, self.groups)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -81,15 +87,17 @@ class BatchNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation and, unless told otherwise, ReLU."""
+    """Convolution without bias, batch normalisation and `act`: ReLU unless told otherwise."""
 
     features: int
     kernel: int = 1
     strides: int = 1
     dilation: int = 1
     groups: int = 1
-    relu: bool = True
+    act: Callable[[jax.Array], jax.Array] | None = nn.relu
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    epsilon: float = 1e-5  # of the normalisation
+    padding: int | None = None  # see Conv
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -100,10 +108,11 @@ class ConvNorm(nn.Module):
             self.dilation,
             self.groups,
             use_bias=False,
+            padding=self.padding,
             name="conv",
         )(x)
-        x = BatchNorm(scale_init=self.scale_init, name="bn")(x, train)
-        return nn.relu(x) if self.relu else x
+        x = BatchNorm(epsilon=self.epsilon, scale_init=self.scale_init, name="bn")(x, train)
+        return x if self.act is None else self.act(x)
 
 
 class SepConvNorm(nn.Module):
@@ -123,6 +132,23 @@ class SepConvNorm(nn.Module):
         return ConvNorm(self.features, name="pointwise_conv")(depthwise(x, train), train)
 
 
+class Dropout(nn.Module):
+    """Dropout of values, or with `channels` of whole channels of an image.
+
+    Active in training, and at test time too where a key for 'dropout' is given: Monte-Carlo
+    dropout (Gal and Ghahramani 2015, arXiv:1506.02142).
+    """
+
+    rate: float
+    channels: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        shared = (1, 2) if self.channels else ()
+        active = train or self.has_rng("dropout")
+        return nn.Dropout(self.rate, broadcast_dims=shared, deterministic=not active)(x)
+
+
 class Classifier(nn.Module):
     """The last layer of a head: drops whole channels in training, then scores each pixel."""
 
@@ -131,5 +157,5 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+        x = Dropout(self.dropout, channels=True)(x, train)
         return Conv(self.num_classes, kernel_init=classifier_init, name="conv")(x)

@@ -71,7 +71,8 @@ def forward(
       train: normalise by the batch's statistics (and update the running ones), apply dropout.
       dtype: of the computation, see `compute_dtype`. Parameters are cast to it once, here, but for
         those of normalisation, which is computed in float32 or better.
-      rngs: {'dropout': key} when training with dropout.
+      rngs: {'dropout': key, 'points': key} when training; a dropout key at test time makes the
+        model drop there too, see `common.Dropout`.
 
     Returns:
       the outputs in `dtype`, and the collections besides 'params': updated if `train`, else as
@@ -81,7 +82,8 @@ def forward(
     params = cast_params(variables["params"], dtype)
     state = {name: value for name, value in variables.items() if name != "params"}
     if not train:
-        return model.apply({"params": params, **state}, image, False, dtype), state
+        outputs = model.apply({"params": params, **state}, image, False, dtype, rngs=rngs)
+        return outputs, state
     return model.apply(
         {"params": params, **state}, image, True, dtype, mutable=list(state), rngs=rngs
     )

@@ -1,0 +1,139 @@
+"""What configs have in common: how to train on each dataset, whatever the model.
+
+A config file calls `get(DATASET, losses)` and sets `config.model`; what its paper or its model does
+differently it sets after that. The large recipes are MMSegmentation's; `camvid` and `synthetic`
+train from scratch and are sized for a CPU.
+"""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from jaxseg import named
+
+# A ResNet of `config.model.backbone`, for a head that wants output stride 8.
+RESNET = dict(
+    name="resnet", depth=50, stem="v1c", output_stride=8, multi_grid=(), freeze_norm=False,
+    remat=False,
+)  # fmt: skip
+# The same where `is_small`.
+SMALL_RESNET = RESNET | dict(depth=18, output_stride=16)
+
+
+def is_small(dataset: str) -> bool:
+    """Whether the recipe is for a CPU, and wants a small model."""
+    return dataset in ("camvid", "synthetic")
+
+
+def get(dataset: str, losses: Mapping[str, float]) -> ConfigDict:
+    """A config without a model.
+
+    Args:
+      dataset: a name in `RECIPES`.
+      losses: output name -> weight, each of cross-entropy.
+
+    Raises:
+      UserError: another dataset.
+    """
+    named.check("the config's argument", "dataset", dataset, RECIPES)
+    config = ConfigDict(
+        dict(
+            seed=0,
+            # Of the computation; parameters and statistics are float32. auto: bfloat16, but on CPU
+            dtype="auto",
+            devices=0,  # 0: all there are
+            data_backend="auto",  # "tfdata", or "threads" (no TensorFlow); auto takes what is there
+            train_split="train",
+            augment=dict(
+                crop=(512, 1024), scale=(0.5, 2.0), base_size=(), cat_max_ratio=0.75, flip=True,
+                photometric=True,
+                elastic=0.0,  # spread of random displacements, pixels
+            ),
+            # average: over "all" pixels, as in MMSegmentation, or over the "valid" ones
+            losses={
+                output: dict(name="cross_entropy", weight=weight, average="all", class_weights=())
+                for output, weight in losses.items()
+            },
+            optimizer=dict(
+                name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4, clip_norm=0.0, accumulate=1,
+                # ((regex over parameter paths, factor), ...)
+                lr_multipliers=(), decay_multipliers=(),
+            ),
+            schedule=dict(name="poly", power=0.9, end=1e-4, warmup=0),
+            ema=0.0,
+            init_from="", init_skip="",
+            log_every=50, eval_every=4000, checkpoint_every=1000,
+            # batch_size is rounded up to a multiple of the devices; 1 is safe for large images.
+            eval=dict(split="val", final_split="val", batch_size=1, base_size=()),
+            # samples: forward passes with dropout that are averaged; 0: one without
+            predict=dict(slide=dict(crop=(), stride=(), batch=4), flip=False, samples=0),
+        )
+    )  # fmt: skip
+    RECIPES[dataset](config)
+    return config
+
+
+def cityscapes(config: ConfigDict) -> None:
+    config.batch_size, config.steps = 8, 40_000
+    config.data = dict(name="cityscapes", root="data/cityscapes", source="folders")
+
+
+def ade20k(config: ConfigDict) -> None:
+    config.batch_size, config.steps = 16, 80_000
+    config.data = dict(name="ade20k", root="data/ADEChallengeData2016", source="folders")
+    config.augment.update(crop=(512, 512), base_size=(2048, 512))
+    config.eval.base_size = (2048, 512)
+
+
+def voc2012(config: ConfigDict) -> None:
+    config.batch_size, config.steps = 16, 20_000
+    config.data = dict(
+        name="voc2012", root="data/VOCdevkit/VOC2012", source="folders", augmented=True
+    )
+    config.train_split = "train_aug"
+    config.augment.update(crop=(512, 512), base_size=(2048, 512))
+    config.eval.base_size = (2048, 512)
+
+
+def folder(config: ConfigDict) -> None:
+    """Your own images and masks; `python -m jaxseg.main check` tells whether they are in order."""
+    config.batch_size, config.steps = 8, 20_000
+    config.data = dict(
+        name="folder", root="data/mine", images="images", masks="masks", classes="classes.txt",
+        mask_kind="index", mask_ending="", values=(), ignore=(), ignore_label=255, splits=(),
+    )  # fmt: skip
+    config.augment.update(crop=(512, 512))
+
+
+def camvid(config: ConfigDict) -> None:
+    _from_scratch(config)
+    config.batch_size, config.steps = 8, 1000
+    config.data = dict(name="camvid", root="data/camvid")
+    config.augment.update(crop=(192, 256), scale=(0.5, 1.25))
+    config.eval_every, config.checkpoint_every = 250, 100
+
+
+def synthetic(config: ConfigDict) -> None:
+    _from_scratch(config)
+    config.batch_size, config.steps = 8, 400
+    config.data = dict(name="synthetic", size=(128, 256), train=512, val=64, test=32, seed=0)
+    config.augment.update(crop=(128, 160), scale=(1.0, 2.0), photometric=False)
+    # About the root of how much rarer a class is than the median one: in 400 steps markings, poles
+    # and people would else not be found at all.
+    for loss in config.losses.values():
+        loss.class_weights = (0.5, 1.0, 2.0, 0.5, 2.0, 1.0, 0.7, 2.0, 1.0)
+    config.log_every, config.eval_every, config.checkpoint_every = 20, 200, 100
+
+
+def _from_scratch(config: ConfigDict) -> None:
+    for loss in config.losses.values():
+        loss.average = "valid"
+    config.optimizer = dict(
+        name="adamw", lr=2e-3, weight_decay=1e-2, clip_norm=1.0, accumulate=1,
+        lr_multipliers=(), decay_multipliers=((".*/(bias|scale)", 0.0),),
+    )  # fmt: skip
+    config.schedule.update(end=0.0, warmup=50)
+    config.eval.update(batch_size=8, final_split="test")
+
+
+RECIPES = {f.__name__: f for f in (cityscapes, ade20k, voc2012, camvid, synthetic, folder)}
