@@ -1,12 +1,15 @@
 """2-D convolution with explicit padding, and the forms of it that XLA compiles badly.
 
-Models convolve through `conv2d` alone. Two cases have a gradient or a body of their own:
+Models convolve through `conv2d` and `conv_transpose2d` alone. Two cases of the former have a
+gradient or a body of their own:
 
 * dilated: XLA:GPU turns the weight gradient of a dilated convolution into a forward convolution
   whose "filter" is as large as the image (jax-ml/jax#31662, openxla/xla#34273). Undilated
   convolutions and matrix products are native, and the gradient can be had from either.
 * depthwise: XLA:CPU computes it at the price of a dense convolution. A sum of shifted products is
   two orders of magnitude faster there, and gives GPUs a native gradient when dilated.
+
+A transposed convolution is rewritten as one without stride.
 """
 
 import functools
@@ -39,11 +42,56 @@ def conv2d(
     `dilation > 1` or the convolution is depthwise (groups == c == features).
     """
     geometry = (_pair(strides), _pair(padding), _pair(dilation))
+    if any(2 * p > d * (k - 1) for _, p, d, k in zip(*geometry, kernel.shape[:2], strict=True)):
+        # The result would be larger than the image: in the gradient of the kernel it is the filter,
+        # and XLA:CPU takes a loop a hundred times slower where a filter exceeds its image.
+        x = jnp.pad(x, ((0, 0), *((p, p) for p in geometry[1]), (0, 0)))
+        geometry = (geometry[0], (0, 0), geometry[2])
     if groups > 1 and groups == x.shape[-1] == kernel.shape[-1]:
         return _depthwise(x, kernel, geometry)
     if groups == 1 and geometry[0] == (1, 1) and geometry[2] != (1, 1):
         return _dilated(x, kernel, geometry)
     return conv_plain(x, kernel, geometry, groups)
+
+
+def conv_transpose2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int | Pair = 1,
+    padding: int | Pair = 0,
+    output_padding: int | Pair = 0,
+) -> jax.Array:
+    """The transpose of `conv2d`: `x` [b, h, w, c] with `kernel` [kh, kw, features, c].
+
+    The kernel is that of the convolution transposed, which takes `features` to c channels. As in
+    PyTorch's `ConvTranspose2d`, `padding` is that convolution's, here cropped off both sides, and
+    `output_padding` rows more are kept at the end. Output axis: s(n - 1) + k - 2p + o. The result
+    [b, h', w', features] has the dtype of the inputs.
+
+    The usual form puts zeros between the pixels and convolves those as well (Dumoulin and Visin
+    2016, arXiv:1603.07285, chapter 4). Here instead each output pixel of an s x s cell is a feature
+    of its own of a convolution at the input's resolution, and the features are then laid out in
+    space (Shi et al. 2016, arXiv:1609.07009): it multiplies no zeros where s divides k, its
+    gradients are those of a plain convolution, and where k = s it is one matrix product.
+    """
+    strides, padding, extra = _pair(strides), _pair(padding), _pair(output_padding)
+    b, h, w, _ = x.shape
+    (kh, kw, features, inputs), (sh, sw) = kernel.shape, strides
+    # Tap t of the kernel reaches pixel t % s of the cell t // s cells away from the input pixel.
+    rh, rw = -(-kh // sh), -(-kw // sw)
+    kernel = jnp.pad(kernel, ((0, rh * sh - kh), (0, rw * sw - kw), (0, 0), (0, 0)))
+    kernel = kernel.reshape(rh, sh, rw, sw, features, inputs)[::-1, :, ::-1]
+    kernel = kernel.transpose(0, 2, 5, 1, 3, 4).reshape(rh, rw, inputs, sh * sw * features)
+    x = conv2d(x, kernel, padding=(rh - 1, rw - 1))
+    # [b, h + rh - 1, w + rw - 1, sh * sw * features] -> [b, (h + rh - 1) * sh, ..., features]
+    x = x.reshape(*x.shape[:3], sh, sw, features).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, (h + rh - 1) * sh, (w + rw - 1) * sw, features)
+    crop = [(0, 0, 0)]
+    for n, m, k, s, p, o in zip(
+        (h, w), x.shape[1:3], (kh, kw), strides, padding, extra, strict=True
+    ):
+        crop.append((-p, s * (n - 1) + k - p + o - m, 0))
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [*crop, (0, 0, 0)])
 
 
 def conv_plain(x: jax.Array, kernel: jax.Array, geometry, groups: int = 1) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Pooling: the maximum and the mean over windows."""
+"""Pooling: the maximum and the mean over windows, and the inverse of the former."""
 
 import functools
 
@@ -7,30 +7,47 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def max_pool(x: jax.Array, window: int = 3, strides: int = 2, padding: int = 1) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def max_pool(
+    x: jax.Array, window: int = 3, strides: int = 2, padding: int = 1, ceil_mode: bool = False
+) -> jax.Array:
     """The maximum over square windows of [b, h, w, c], with `padding` on both sides of each axis.
 
-    Output axis: floor((n + 2p - k) / s) + 1. Of equal maxima in a window, the first in row order
-    receives the gradient, as in PyTorch. XLA's own gradient (select-and-scatter) is slow on every
-    platform; this one reads shifted images only.
+    Output axis: floor((n + 2p - k) / s) + 1; with `ceil_mode`, rounded up instead, but for a last
+    window that would start past the image: as in PyTorch. Of equal maxima in a window, the first in
+    row order receives the gradient, as there. XLA's own gradient (select-and-scatter) is slow on
+    every platform; this one reads shifted images only.
     """
+    _, outside = _extent(x.shape[1:3], window, strides, padding, ceil_mode)
     return jax.lax.reduce_window(
         x,
         -jnp.inf,
         jax.lax.max,
         (1, window, window, 1),
         (1, strides, strides, 1),
-        ((0, 0), (padding, padding), (padding, padding), (0, 0)),
+        ((0, 0), *outside, (0, 0)),
     )
 
 
-def _forward(x, window, strides, padding):
+def _extent(size, window, strides, padding, ceil_mode):
+    """Per axis: the number of windows, and the padding (before, after) that they cover."""
+    counts, outside = [], []
+    for n in size:
+        span = n + 2 * padding - window
+        count = span // strides + 1
+        if ceil_mode and span % strides and count * strides < n + padding:
+            count += 1
+        counts.append(count)
+        outside.append((padding, max(0, strides * (count - 1) + window - n - padding)))
+    return counts, outside
+
+
+def _max_and_place(x, window, strides, padding, ceil_mode):
+    """The maxima, and the place of each in its window: 0 to window^2 - 1, in row order, uint8."""
     # The winner is remembered by its place in the window. To find it again by comparing values
     # would be wrong: XLA may compute `x` twice, and the two can differ in the last bit.
-    outside = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    padded = jnp.pad(x, outside, constant_values=-jnp.inf)
-    rows, cols = ((n + 2 * padding - window) // strides + 1 for n in x.shape[1:3])
+    (rows, cols), outside = _extent(x.shape[1:3], window, strides, padding, ceil_mode)
+    padded = jnp.pad(x, ((0, 0), *outside, (0, 0)), constant_values=-jnp.inf)
     best = winner = None
     for place, (i, j) in enumerate(np.ndindex(window, window)):
         tap = padded[
@@ -44,25 +61,92 @@ def _forward(x, window, strides, padding):
         better = (tap > best) | jnp.isnan(tap)
         best = jnp.where(better, tap, best)
         winner = jnp.where(better, jnp.uint8(place), winner)
+    return best, winner
+
+
+def _put_back(x, winner, size, window, strides, padding) -> jax.Array:
+    """Each value at its place in its window of an image of `size`; where windows overlap, sums."""
+    out = 0
+    for place, (i, j) in enumerate(np.ndindex(window, window)):
+        part = jnp.where(winner == place, x, jnp.zeros((), x.dtype))
+        out += _spread(part, size, strides, (i - padding, j - padding))
+    return out
+
+
+def _spread(x: jax.Array, size, strides: int, first: tuple[int, int]) -> jax.Array:
+    """[b, h, w, c] on a grid of an image of `size` that begins at pixel `first`; else zeros."""
+    config = [(0, 0, 0)]
+    for n, m, start in zip(size, x.shape[1:3], first, strict=True):
+        config.append((start, n - start - strides * (m - 1) - 1, strides - 1))
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)])
+
+
+def _forward(x, *geometry):
+    best, winner = _max_and_place(x, *geometry)
     # Of `x` only the size is needed on the way back: an empty array carries it.
     return best, (winner, jnp.zeros((*x.shape[1:3], 0)))
 
 
-def _backward(window, strides, padding, residuals, g):
+def _backward(window, strides, padding, ceil_mode, residuals, g):
     winner, size = residuals
-    dx = 0
-    for place, (i, j) in enumerate(np.ndindex(window, window)):
-        part = jnp.where(winner == place, g, jnp.zeros((), g.dtype))
-        # Back to where the tap was read: zeros between, around, and off the padding again.
-        config = [(0, 0, 0)]
-        for n, m, first in zip(size.shape[:2], g.shape[1:3], (i, j), strict=True):
-            before = first - padding
-            config.append((before, n - before - strides * (m - 1) - 1, strides - 1))
-        dx += jax.lax.pad(part, jnp.zeros((), g.dtype), [*config, (0, 0, 0)])
-    return (dx,)
+    return (_put_back(g, winner, size.shape[:2], window, strides, padding),)
 
 
 max_pool.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def max_pool_indices(
+    x: jax.Array, window: int = 2, strides: int = 2
+) -> tuple[jax.Array, jax.Array]:
+    """Maxima over windows of [b, h, w, c], and where they were: what `unpool` needs.
+
+    Returns:
+      the maxima [b, h', w', c], as `max_pool` without padding in `ceil_mode` has them: windows that
+      stick out at the bottom or right hold the pixels that are there; and uint8 [b, h', w', c], the
+      place of each in its window, counted row by row, the first of equals.
+    """
+    return _max_and_place(x, window, strides, 0, True)
+
+
+def _indices_forward(x, window, strides):
+    best, winner = _max_and_place(x, window, strides, 0, True)
+    return (best, winner), (winner, jnp.zeros((*x.shape[1:3], 0)))
+
+
+def _indices_backward(window, strides, residuals, g):
+    return _backward(window, strides, 0, True, residuals, g[0])
+
+
+max_pool_indices.defvjp(_indices_forward, _indices_backward)
+
+
+def unpool(
+    x: jax.Array,
+    indices: jax.Array | None,
+    size: tuple[int, int],
+    window: int = 2,
+    strides: int = 2,
+) -> jax.Array:
+    """Puts every pixel of [b, h, w, c] back into its window: [b, *size, c], zeros elsewhere.
+
+    Max-unpooling (Zeiler and Fergus 2014, arXiv:1311.2901, section 2.1) as in SegNet. Where windows
+    overlap and two pixels go to one place, they add up.
+
+    Args:
+      indices: places in the windows, from `max_pool_indices` with equal `window` and `strides`;
+        without any, the corner at the top left, as in Dosovitskiy et al. 2014, arXiv:1411.5928.
+      size: of the image that was pooled.
+
+    Raises:
+      ValueError: pooling an image of `size` does not give h x w.
+    """
+    counts, _ = _extent(size, window, strides, 0, True)
+    if tuple(counts) != x.shape[1:3]:
+        raise ValueError(f"unpool: {tuple(size)} is pooled to {tuple(counts)}, not {x.shape[1:3]}")
+    if indices is None:
+        return _spread(x, size, strides, (0, 0))
+    return _put_back(x, indices, size, window, strides, 0)
 
 
 def avg_pool(x: jax.Array, window: int) -> jax.Array:
