@@ -1,0 +1,182 @@
+"""Losses that are sums over pixels: cross-entropy, all of it or that of hard pixels."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxseg import named
+from jaxseg.losses import pixels
+from jaxseg.ops.select import kth_smallest
+
+
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    ignore_label: int,
+    mask: jax.Array | None = None,
+    class_weights: Sequence[float] = (),
+    average: str = "valid",
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax cross-entropy of every pixel.
+
+    A pixel is valid when its label is in 0..C-1 and is not `ignore_label`; every other label
+    (255, -1) weighs nothing, in the value and in the gradient.
+
+    Args:
+      logits: float [b, h, w, C], any precision; the arithmetic is float32.
+      labels: int32 [b, h, w].
+      ignore_label: label of pixels that do not count.
+      mask: bool [b]; rows that are False (padding) count nowhere. None: all count.
+      class_weights: C weights, one per class. Empty: all 1.
+      average: what `count` is. 'valid': the number of valid pixels, or with `class_weights` the
+        sum of their weights (the 'mean' of PyTorch's cross_entropy). 'all': the number of pixels,
+        ignored ones included, weights or not (MMSegmentation's default, avg_non_ignore=False).
+      label_smoothing: share e of the target spread evenly over all classes (Szegedy et al.,
+        arXiv:1512.00567, section 7): with class weights w, pixel loss (1 - e) w_y (-log p_y) +
+        e/C sum_c w_c (-log p_c).
+
+    Returns:
+      (sum, count), float32 scalars; the loss is sum / count.
+
+    Raises:
+      UserError: an option out of its range, or not C class weights.
+    """
+    num_classes = logits.shape[-1]
+    named.check("average", "rule", average, ("valid", "all"))
+    pixels.check_number("label_smoothing", label_smoothing, 0, 1)
+    weights = pixels.check_weights(class_weights, num_classes)
+    logits = logits.astype(jnp.float32)
+    inside, valid = pixels.which(labels, num_classes, ignore_label, mask)
+    log_z = jax.nn.logsumexp(logits, axis=-1)  # [b, h, w]
+    loss = log_z - pixels.pick(logits, labels)
+    if weights is not None:
+        loss *= pixels.pick(weights, labels)
+    if label_smoothing:
+        spread = jnp.ones(num_classes) if weights is None else weights
+        spread = log_z * jnp.sum(spread) - jnp.sum(spread * logits, axis=-1)
+        loss = (1 - label_smoothing) * loss + label_smoothing / num_classes * spread
+    counted = inside if average == "all" else valid
+    return jnp.sum(loss * valid), _count(counted, labels, None if average == "all" else weights)
+
+
+def ohem_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    ignore_label: int,
+    mask: jax.Array | None = None,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+    class_weights: Sequence[float] = (),
+    average: str = "kept",
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of the hard pixels only (online hard example mining).
+
+    Shrivastava et al. 2016 (arXiv:1604.03540) for regions; for pixels in the form that HRNet's
+    authors and MMSegmentation's OHEMPixelSampler train with. With k = `min_kept` times the images
+    of the batch, a valid pixel is kept if the probability of its class is below `threshold`, or
+    below the (k+1)-th smallest of the batch where that is larger: at least k are kept, ties at the
+    limit apart. Where k or fewer are valid the limit is their largest probability, so that all but
+    the surest are kept, as there.
+
+    The limit is found by counting (`ops.select.kth_smallest`), not by a sort: besides the loss of
+    cross_entropy this keeps a few maps [b, h, w], reads one of them 31 times, and on a batch that
+    is sharded sums 31 integers over the devices, whose limit is that of the whole batch.
+
+    Args:
+      logits, labels, ignore_label, mask, class_weights: as in `cross_entropy`.
+      threshold: probability below which a pixel is hard; above 1 every pixel is. 0: no threshold,
+        keep the k valid pixels of largest loss, class weights included (and ties with the last).
+      min_kept: pixels to keep per image of the batch; they need not be spread evenly over images.
+      average: what `count` is. 'kept': the number of kept pixels, or with `class_weights` the sum
+        of their weights. 'valid', 'all': as in `cross_entropy` (MMSegmentation's is 'all').
+
+    Returns:
+      (sum, count), float32 scalars; the loss is sum / count.
+
+    Raises:
+      UserError: an option out of its range, or not C class weights.
+    """
+    num_classes = logits.shape[-1]
+    named.check("average", "rule", average, ("kept", "valid", "all"))
+    pixels.check_number("threshold", threshold, 0)
+    pixels.check_number("min_kept", min_kept, 1)
+    weights = pixels.check_weights(class_weights, num_classes)
+    inside, valid = pixels.which(labels, num_classes, ignore_label, mask)
+    surprise = _surprise(logits, labels, valid)
+    loss = surprise if weights is None else surprise * pixels.pick(weights, labels)
+
+    images = labels.shape[0] if mask is None else jnp.sum(mask, dtype=jnp.int32)
+    # More than an image has is the same as all it has, and cannot overflow.
+    k = min(int(min_kept), labels[0].size) * images
+    n = jnp.sum(valid, dtype=jnp.int32)
+    if threshold:
+        probability = jnp.exp(-jax.lax.stop_gradient(surprise))
+        limit = kth_smallest(probability, jnp.minimum(k, n - 1), valid)
+        kept = valid & (probability < jnp.maximum(limit, threshold))
+    else:
+        size = jax.lax.stop_gradient(loss)
+        kept = valid & (size >= kth_smallest(size, jnp.maximum(n - k, 0), valid))
+    counted = {"kept": kept, "valid": valid, "all": inside}[average]
+    return jnp.sum(loss * kept), _count(counted, labels, None if average == "all" else weights)
+
+
+def focal(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    ignore_label: int,
+    mask: jax.Array | None = None,
+    gamma: float = 2.0,
+    class_weights: Sequence[float] = (),
+    average: str = "valid",
+) -> tuple[jax.Array, jax.Array]:
+    """Focal loss: cross-entropy times (1 - p)^gamma, p the probability of a pixel's own class.
+
+    Lin et al. 2017 (arXiv:1708.02002, equation 5), over a softmax: classes exclude each other here.
+    The paper's own form, one sigmoid per class as detectors (and MMSegmentation) have it, is
+    another loss. Alpha is `class_weights`. In memory it is cross_entropy.
+
+    Args:
+      logits, labels, ignore_label, mask, class_weights, average: as in `cross_entropy`.
+      gamma: 0 is cross-entropy; the larger, the less do pixels count that are right already.
+
+    Returns:
+      (sum, count), float32 scalars; the loss is sum / count.
+
+    Raises:
+      UserError: an option out of its range, or not C class weights.
+    """
+    num_classes = logits.shape[-1]
+    named.check("average", "rule", average, ("valid", "all"))
+    pixels.check_number("gamma", gamma, 0)
+    weights = pixels.check_weights(class_weights, num_classes)
+    inside, valid = pixels.which(labels, num_classes, ignore_label, mask)
+    loss = _surprise(logits, labels, valid)
+    if gamma:
+        wrong = -jnp.expm1(-loss)  # 1 - p, exact where p is nearly 1
+        # Below gamma 1 the power has no derivative at 0; the loss is 0 there, and flat.
+        right = wrong <= 0
+        loss *= jnp.where(right, 0.0, jnp.where(right, 1.0, wrong) ** gamma)
+    if weights is not None:
+        loss *= pixels.pick(weights, labels)
+    counted = inside if average == "all" else valid
+    return jnp.sum(loss * valid), _count(counted, labels, None if average == "all" else weights)
+
+
+def _surprise(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
+    """-log p of each pixel's own class, float32 [b, h, w], never negative; 0 where not valid."""
+    logits = logits.astype(jnp.float32)
+    loss = jax.nn.logsumexp(logits, axis=-1) - pixels.pick(logits, labels)
+    return jnp.where(valid, loss, 0.0)
+
+
+def _count(counted: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """How many pixels are counted, or what the weights of their classes add up to; float32."""
+    if weights is not None:
+        return jnp.sum(pixels.pick(weights, labels) * counted)
+    # In integers: a float32 sum of ones may stop growing at 2^24.
+    return jnp.sum(counted, dtype=jnp.int32).astype(jnp.float32)
