@@ -30,7 +30,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = ConvNorm(self.width, 3, self.strides, self.dilation, name="conv1")(x, train)
-        y = ConvNorm(self.width, 3, relu=False, scale_init=nn.initializers.zeros, name="conv2")(
+        y = ConvNorm(self.width, 3, act=None, scale_init=nn.initializers.zeros, name="conv2")(
             y, train
         )
         return nn.relu(shortcut(x, y, self.strides, self.avg_down, train) + y)
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = ConvNorm(self.width, name="conv1")(x, train)
         y = ConvNorm(self.width, 3, self.strides, self.dilation, name="conv2")(y, train)
-        y = ConvNorm(4 * self.width, relu=False, scale_init=nn.initializers.zeros, name="conv3")(
+        y = ConvNorm(4 * self.width, act=None, scale_init=nn.initializers.zeros, name="conv3")(
             y, train
         )
         return nn.relu(shortcut(x, y, self.strides, self.avg_down, train) + y)
@@ -62,7 +62,7 @@ def shortcut(x: jax.Array, y: jax.Array, strides: int, avg_down: bool, train: bo
         return x
     if avg_down:
         x, strides = avg_pool(x, strides), 1
-    return ConvNorm(y.shape[-1], 1, strides, relu=False, name="shortcut")(x, train)
+    return ConvNorm(y.shape[-1], 1, strides, act=None, name="shortcut")(x, train)
 
 
 BLOCKS = {
@@ -71,6 +71,7 @@ BLOCKS = {
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
+    269: (Bottleneck, (3, 30, 48, 8)),  # of PSPNet (Zhao et al. 2016, arXiv:1612.01105)
 }
 
 
@@ -81,12 +82,14 @@ class ResNet(nn.Module):
     strides 4, 8, 16 and 32, each at most `output_stride`.
 
     Attributes:
-      depth: 18, 34, 50, 101 or 152.
+      depth: 18, 34, 50, 101, 152 or 269.
       stem: "plain", "v1c" or "v1d".
       output_stride: of the last stages: 4, 8, 16 or 32.
       multi_grid: the dilation of each block of stage 4, in place of the one that follows from
         `output_stride`. These are the rates themselves, as in MMSegmentation: the paper's
         (arXiv:1706.05587, section 3.2.1) are to be multiplied by the stage's rate.
+      dilations: the rate of each stage, in place of those that follow from `output_stride`: for
+        stages that are dilated and strided. The first block of a stage has half its rate.
       freeze_norm: normalise by the running statistics in training too, and leave them alone.
       remat: recompute each block in the backward pass instead of keeping what it computed.
     """
@@ -95,6 +98,7 @@ class ResNet(nn.Module):
     stem: str = "v1c"
     output_stride: int = 32
     multi_grid: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
     freeze_norm: bool = False
     remat: bool = False
 
@@ -115,13 +119,12 @@ class ResNet(nn.Module):
         stride, dilation = 4, 1
         for stage, depth in enumerate(depths, start=1):
             first = 1 if stage == 1 else 2
-            rates = [dilation] * depth
             if stride * first > self.output_stride:
-                # The first block keeps the previous rate: it sees the grid it would have strided.
-                dilation *= first
-                rates[1:] = [dilation] * (depth - 1)
-                first = 1
+                dilation, first = dilation * first, 1
             stride *= first
+            rate = self.dilations[stage - 1] if self.dilations else dilation
+            # Half is the rate before: the first block sees the grid that it would have strided.
+            rates = [max(rate // 2, 1)] + [rate] * (depth - 1)
             if stage == 4 and self.multi_grid:
                 rates = self.multi_grid
             for i, rate in enumerate(rates):
@@ -141,6 +144,7 @@ def Backbone(
     stem: str = "v1c",
     output_stride: int = 32,
     multi_grid: tuple[int, ...] = (),
+    dilations: tuple[int, ...] = (),
     freeze_norm: bool = False,
     remat: bool = False,
 ) -> ResNet:
@@ -160,7 +164,13 @@ def Backbone(
                 f"config.model.backbone.multi_grid={multi_grid}: stage 4 of ResNet-{depth} has "
                 f"{blocks} blocks; give one rate for each"
             )
-    return ResNet(depth, stem, output_stride, multi_grid, freeze_norm, remat)
+    dilations = tuple(dilations)
+    if dilations and len(dilations) != 4:
+        raise UserError(
+            f"config.model.backbone.dilations={dilations}: give one rate for each of the 4 stages, "
+            "or () for those of output_stride"
+        )
+    return ResNet(depth, stem, output_stride, multi_grid, dilations, freeze_norm, remat)
 
 
 def torch_names(backbone: ResNet) -> list[tuple[str, str]]:

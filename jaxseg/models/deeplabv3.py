@@ -1,0 +1,113 @@
+"""Rethinking Atrous Convolution for Semantic Image Segmentation.
+
+DeepLabv3, Chen et al. 2017, arXiv:1706.05587, figure 5, with the widths and the auxiliary head of
+MMSegmentation's `deeplabv3` models. Output stride and multi-grid are the backbone's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxseg import models
+from jaxseg.models.common import Classifier, ConvNorm
+from jaxseg.models.fcn import FCNHead, select
+from jaxseg.models.segmenter import MEAN, STD, Segmenter
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: a 1x1, one 3x3 convolution per rate, and the whole image.
+
+    [b, h, w, c] -> [b, h, w, channels]
+
+    Attributes:
+      branch: the module of the 3x3 convolutions: `ConvNorm`, or `SepConvNorm` as in DeepLabv3+.
+      image_pool: whether there is the branch that sees the whole image.
+      project: kernel of the convolution that joins the branches: 1 in the paper.
+    """
+
+    channels: int
+    rates: tuple[int, ...]
+    branch: type[nn.Module] = ConvNorm
+    image_pool: bool = True
+    project: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        branches = []
+        if self.image_pool:
+            pool = x.mean((1, 2), keepdims=True)  # [b, 1, 1, c]
+            pool = ConvNorm(self.channels, name="pool")(pool, train)
+            branches.append(jnp.broadcast_to(pool, (*x.shape[:3], self.channels)))
+        branches.append(ConvNorm(self.channels, name="branch0")(x, train))
+        for i, rate in enumerate(self.rates, start=1):
+            conv = self.branch(self.channels, 3, dilation=rate, name=f"branch{i}")
+            branches.append(conv(x, train))
+        x = jnp.concatenate(branches, -1)  # [b, h, w, (2 + rates) * channels]
+        return ConvNorm(self.channels, self.project, name="project")(x, train)
+
+
+class ASPPHead(nn.Module):
+    """features[feature] [b, h, w, c] -> {'logits': [b, h, w, classes]}."""
+
+    num_classes: int
+    feature: str = "stage4"
+    rates: tuple[int, ...] = (12, 24, 36)
+    channels: int = 512
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, features: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
+        x = select(features, self.feature)
+        x = ASPP(self.channels, self.rates, name="aspp")(x, train)
+        return {"logits": Classifier(self.num_classes, self.dropout, name="classifier")(x, train)}
+
+
+def Model(
+    num_classes: int,
+    backbone: Mapping[str, Any],
+    feature: str = "stage4",
+    rates: tuple[int, ...] = (12, 24, 36),
+    channels: int = 512,
+    aux_feature: str = "stage3",
+    aux_channels: int = 256,
+    dropout: float = 0.1,
+    align_corners: bool = False,
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+) -> Segmenter:
+    """DeepLabv3 on any backbone.
+
+    Args:
+      backbone: name and arguments of a backbone. The paper's is `dict(name="resnet", depth=101,
+        output_stride=16, multi_grid=(2, 4, 8))`, its grid (1, 2, 4) times the stage's rate 2.
+      feature: which of its features the head reads.
+      rates: dilations of the ASPP's 3x3 convolutions, as many as you like: (6, 12, 18) at output
+        stride 16, (12, 24, 36) at 8.
+      channels: width of the ASPP; the paper's is 256.
+      aux_feature, aux_channels: input and width of the auxiliary head, 'aux_logits'; zero
+        channels (as in the paper) leave it out.
+      dropout: of the channels before both classifiers.
+      align_corners: see `ops.resize`; holds for the logits.
+    """
+    aux = FCNHead(num_classes, aux_feature, aux_channels, 1, False, dropout)
+    return Segmenter(
+        backbone=models.get_backbone(backbone),
+        head=ASPPHead(num_classes, feature, tuple(rates), channels, dropout),
+        aux_head=aux if aux_channels else None,
+        mean=tuple(mean),
+        std=tuple(std),
+        align_corners=align_corners,
+    )
+
+
+def torch_names(head: ASPPHead) -> list[tuple[str, str]]:
+    """MMSegmentation's module names -> paths in `ASPPHead`; see `convert`."""
+    return [
+        (r"image_pool\.1\.(conv|bn)", r"aspp/pool/\1"),
+        (r"aspp_modules\.(\d+)\.(conv|bn)", r"aspp/branch\1/\2"),
+        (r"bottleneck\.(conv|bn)", r"aspp/project/\1"),
+        (r"conv_seg", "classifier/conv"),
+    ]
