@@ -74,12 +74,46 @@ class Segmentation:
         Raises:
           UserError: `images` has another shape or dtype.
         """
+        images, size = self._fitted(images)
+        return self._predict(self.variables, images, size)
+
+    def uncertainty(
+        self, images: np.ndarray | jax.Array, samples: int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the model says and how sure it is, by Monte-Carlo dropout in the test-time chain.
+
+        Args:
+          images: uint8 RGB [b, h, w, 3].
+          samples: forward passes, each with its own draw of the model's dropout; None takes the
+            recipe's, `chain["samples"]`. The draws are the same at every call.
+
+        Returns:
+          float32 [b, h, w, classes] twice, at the images' size: the mean of the probabilities over
+          the passes, whose largest is what `segment` answers where the recipe samples as often,
+          and their variance; see `jaxseg.predict.make_moments`.
+
+        Raises:
+          UserError: `images` has another shape or dtype, `samples` is below 1, or the model has no
+            dropout.
+        """
+        if samples is None:
+            samples = self.chain.get("samples", 0)
+        if samples < 1:
+            raise UserError(
+                f"samples={samples}: give the number of forward passes, as uncertainty(images, "
+                "samples=20), or set config.predict.samples"
+            )
+        images, size = self._fitted(images)
+        return self._moments(samples)(self.variables, images, size)
+
+    def _fitted(self, images: Any) -> tuple[Any, tuple[int, int]]:
+        """The images scaled to fit `base_size`, and the size that they had."""
         images = _checked(images)
         size = images.shape[1:3]
         scaled = plan.scaled_size(size, base_size=self.base_size)
         if scaled != size:  # on the host, by the code that resizes for evaluation
             images = np.stack([crop.resize_image(x, scaled) for x in np.asarray(images)])
-        return self._predict(self.variables, images, size)
+        return images, size
 
     @functools.cached_property
     def _logits(self):
@@ -88,6 +122,15 @@ class Segmentation:
     @functools.cached_property
     def _predict(self):
         return predict.make_predict(self.model, self.chain, dtype=self.dtype)
+
+    @functools.cached_property
+    def _moments(self):
+        @functools.cache
+        def moments(samples):
+            function = predict.make_moments(self.model, self.chain, samples, dtype=self.dtype)
+            return jax.jit(function, static_argnums=2)
+
+        return moments
 
 
 def _checked(images: Any) -> Any:

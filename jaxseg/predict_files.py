@@ -13,19 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg import visualize
+from jaxseg import predict, visualize
 from jaxseg.console import duration, say
 from jaxseg.data import reading
 from jaxseg.data.files import IMAGE_SUFFIXES
 from jaxseg.errors import UserError
 
+# What stands behind an image's name in the names of its results.
+LABEL, OVERLAY, UNCERTAINTY = ".png", "_overlay.png", "_uncertainty.png"
 
-def find_images(inputs: Sequence[str], output: str) -> dict[str, pathlib.Path]:
+
+def find_images(
+    inputs: Sequence[str], output: str, endings: Sequence[str] = (LABEL, OVERLAY)
+) -> dict[str, pathlib.Path]:
     """The images that `inputs` stand for, by the name that their results get.
 
     Args:
       inputs: files, folders (searched with all sub-folders) and globs ('**' included).
       output: the folder of results; where it lies within a searched folder, it is left out.
+      endings: of the files that will be written for each image.
 
     Returns:
       Name -> path. The name has no suffix, and keeps the sub-folders below a given folder or
@@ -53,7 +59,7 @@ def find_images(inputs: Sequence[str], output: str) -> dict[str, pathlib.Path]:
                 f"--input {given}: no image found. Expected a file, a folder or a glob in quotes; "
                 f"folders and globs are searched for {' '.join(IMAGE_SUFFIXES)}"
             )
-    _refuse_collisions(found, inside, seen)
+    _refuse_collisions(found, inside, endings, seen)
     return {name: paths[0] for name, paths in sorted(found.items())}
 
 
@@ -77,16 +83,14 @@ def _matches(given: str) -> list[tuple[pathlib.Path, pathlib.Path]]:
     ]
 
 
-def _result_paths(output: pathlib.Path, name: str) -> tuple[pathlib.Path, pathlib.Path]:
-    return output / f"{name}.png", output / f"{name}_overlay.png"
-
-
-def _refuse_collisions(found: Mapping[str, list], output: pathlib.Path, inputs: set) -> None:
+def _refuse_collisions(
+    found: Mapping[str, list], output: pathlib.Path, endings: Sequence[str], inputs: set
+) -> None:
     """`found`: name -> paths. `inputs`: every input, resolved, as is `output`."""
     writers = collections.defaultdict(list)
     for name, paths in found.items():
-        for result in _result_paths(output, name):
-            writers[result] += paths
+        for ending in endings:
+            writers[output / f"{name}{ending}"] += paths
     for result, paths in writers.items():
         if len(paths) > 1:
             raise UserError(
@@ -110,6 +114,9 @@ def predict_files(
 ) -> int:
     """Segments image files; `<name>.png` holds class indices, `<name>_overlay.png` is to look at.
 
+    Where the chain samples (config.predict.samples), `<name>_uncertainty.png` shows how much the
+    samples differ, see `_uncertainty_picture`.
+
     Each image goes through at its own size, so each size is compiled once. An image that cannot be
     read is reported, and the others are done all the same.
 
@@ -127,20 +134,32 @@ def predict_files(
       UserError: as `find_images`; a result cannot be written; or, after all others are done, lists
         the images that could not be read.
     """
-    images = find_images(inputs, output)
+    sampled = bool(segmentation.chain.get("samples"))
+    endings = (LABEL, OVERLAY, UNCERTAINTY) if sampled else (LABEL, OVERLAY)
+    images = find_images(inputs, output, endings)
     folder = pathlib.Path(output)
 
-    def write(name, image, labels):
+    def segment(image):
+        """Labels [1, h, w], and the variance averaged over classes [1, h, w] or None."""
+        if not sampled:
+            return segmentation.segment(image), None
+        mean, variance = segmentation.uncertainty(image)
+        return predict.to_labels(mean), variance.mean(-1)
+
+    def write(name, image, labels, variance):
         labels = np.asarray(labels)[0]
-        label_path, overlay_path = _result_paths(folder, name)
+        path = folder / f"{name}{LABEL}"
         try:
-            label_path.parent.mkdir(parents=True, exist_ok=True)
-            visualize.save_label_png(label_path, labels, segmentation.palette)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            visualize.save_label_png(path, labels, segmentation.palette)
             if overlays:
                 picture = visualize.overlay(
                     image, labels, segmentation.palette, segmentation.classes
                 )
-                visualize.save_png(overlay_path, picture)
+                visualize.save_png(folder / f"{name}{OVERLAY}", picture)
+            if variance is not None:
+                picture = _uncertainty_picture(np.asarray(variance)[0])
+                visualize.save_png(folder / f"{name}{UNCERTAINTY}", picture)
         except OSError as error:
             raise UserError(f"cannot write the results of {images[name]}: {error}") from error
 
@@ -156,7 +175,7 @@ def predict_files(
             if image.shape not in sizes:
                 sizes.add(image.shape)
                 say(f"compiling for {image.shape[1]}x{image.shape[0]} ({images[name]})")
-            writing.append(writers.submit(write, name, image, segmentation.segment(image[None])))
+            writing.append(writers.submit(write, name, image, *segment(image[None])))
             if len(writing) > 2 * threads:
                 writing.popleft().result()
             done += 1
@@ -175,6 +194,18 @@ def predict_files(
         more = f"\n  and {len(failures) - 10} more, named above" if len(failures) > 10 else ""
         raise UserError(f"{len(failures)} of {len(images)} images could not be read:{shown}{more}")
     return done
+
+
+def _uncertainty_picture(variance: np.ndarray) -> np.ndarray:
+    """White where all samples agree, black where they differ most: uint8 RGB [h, w, 3].
+
+    As in the paper's figures (arXiv:1511.02680, figure 1) and in the authors' program, black is
+    the largest value of this very image, so that two images' shades cannot be compared;
+    `Segmentation.uncertainty` gives the values.
+    """
+    share = variance / max(float(variance.max()), np.finfo(np.float32).tiny)
+    grey = np.rint(255 * (1 - share)).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def _read_ahead(

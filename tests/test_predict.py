@@ -192,6 +192,7 @@ class ByBrightness:
 
     classes = CLASSES
     palette = PALETTE
+    chain = {}
 
     def segment(self, images):
         assert images.dtype == np.uint8 and images.ndim == 4
