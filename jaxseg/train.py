@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 from jaxseg import checkpoint, data, evaluate, losses, metrics, models, optim, visualize
 from jaxseg import state as states
 from jaxseg.console import duration, say
+from jaxseg.data import balance
 from jaxseg.data.base import Description
 from jaxseg.errors import UserError
 from jaxseg.models import segmenter
-from jaxseg.ops import photometric
+from jaxseg.ops import elastic, photometric
 from jaxseg.progress import Progress
 from jaxseg.sharding import make_mesh, over_batch, replicated, shard_batch
 from jaxseg.workdir import Workdir, open_workdir
@@ -42,6 +43,15 @@ def make_train_step(
     def train_step(state: states.TrainState, batch) -> tuple[states.TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         images = batch["image"]
+        if config.augment.elastic > 0:
+            images, labels = elastic.deform(
+                jax.random.fold_in(key, 3),
+                images,
+                batch["label"],
+                config.augment.elastic,
+                description.ignore_label,
+            )
+            batch = {**batch, "label": labels}
         if config.augment.photometric:
             images = photometric.distort(jax.random.fold_in(key, 0), images)
 
@@ -52,7 +62,10 @@ def make_train_step(
                 images,
                 train=True,
                 dtype=config.dtype,
-                rngs={"dropout": jax.random.fold_in(key, 1)},
+                rngs={
+                    "dropout": jax.random.fold_in(key, 1),
+                    "points": jax.random.fold_in(key, 2),  # where PointRend looks
+                },
             )
             loss, parts = losses.total(
                 outputs,
@@ -115,6 +128,7 @@ def run(
 def _run(config: ConfigDict, workdir: Workdir) -> None:
     # ---- What to train, and on what: every mistake that can be seen is seen here. ----
     description = data.get(config.data)
+    config = balance.resolve(config, description)
     splits = {config.train_split, config.eval.split, config.eval.final_split}
     sizes = {split: len(description.records(split)) for split in sorted(splits)}
     mesh = make_mesh(config.devices)
