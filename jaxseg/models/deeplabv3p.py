@@ -1,7 +1,7 @@
 """Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation.
 
-DeepLabv3+, Chen et al. 2018, arXiv:1802.02611, figure 2, with the widths and the auxiliary head of
-MMSegmentation's `deeplabv3plus` models.
+DeepLabv3+, Chen et al. 2018, arXiv:1802.02611, figure 2. Widths, the auxiliary head and the kernel
+of the ASPP's last convolution are by default those of MMSegmentation's `deeplabv3plus` models.
 """
 
 from collections.abc import Mapping
@@ -11,36 +11,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg import models
+from jaxseg import models, named
 from jaxseg.models.common import Classifier, ConvNorm, SepConvNorm
-from jaxseg.models.fcn import FCNHead
+from jaxseg.models.deeplabv3 import ASPP
+from jaxseg.models.fcn import FCNHead, select
 from jaxseg.models.segmenter import MEAN, STD, Segmenter
-from jaxseg.ops.resize import resize
+from jaxseg.models.upsample import METHODS, Upsample, doublings
 
-
-class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling (arXiv:1706.05587, figure 5), its atrous branches separable.
-
-    [b, h, w, c] -> [b, h, w, channels]
-    """
-
-    channels: int
-    rates: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        pool = x.mean((1, 2), keepdims=True)  # [b, 1, 1, c]
-        pool = ConvNorm(self.channels, name="pool")(pool, train)
-        branches = [jnp.broadcast_to(pool, (*x.shape[:3], self.channels))]
-        branches.append(ConvNorm(self.channels, name="branch0")(x, train))
-        for i, rate in enumerate(self.rates, start=1):
-            branches.append(SepConvNorm(self.channels, 3, rate, name=f"branch{i}")(x, train))
-        x = jnp.concatenate(branches, -1)  # [b, h, w, (2 + rates) * channels]
-        return ConvNorm(self.channels, 3, name="project")(x, train)
+# The backbones stride where others pool: there is nothing to unpool by.
+UPSAMPLE = tuple(method for method in METHODS if method != "unpool")
 
 
 class DeepLabV3PlusHead(nn.Module):
-    """Context from stage 4, edges from stage 1: -> {'logits': [b, h/4, w/4, classes]}."""
+    """Context from stage 4, edges from `low_feature`: -> {'logits': [b, h/4, w/4, classes]}."""
 
     num_classes: int
     rates: tuple[int, ...] = (12, 24, 36)
@@ -48,12 +31,24 @@ class DeepLabV3PlusHead(nn.Module):
     low_channels: int = 48
     dropout: float = 0.1
     align_corners: bool = False
+    low_feature: str = "stage1"
+    upsample: str = "bilinear"
+    image_pool: bool = True
+    project: int = 3
 
     @nn.compact
     def __call__(self, features: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
-        x = ASPP(self.channels, self.rates, name="aspp")(features["stage4"], train)
-        low = ConvNorm(self.low_channels, name="low")(features["stage1"], train)
-        x = resize(x, low.shape[1:3], "bilinear", self.align_corners)  # [b, h/4, w/4, channels]
+        aspp = ASPP(
+            self.channels, self.rates, SepConvNorm, self.image_pool, self.project, name="aspp"
+        )
+        x = aspp(features["stage4"], train)
+        low = ConvNorm(self.low_channels, name="low")(select(features, self.low_feature), train)
+        sizes = [low.shape[1:3]]
+        if self.upsample not in ("bilinear", "nearest"):
+            sizes = doublings(x.shape[1:3], low.shape[1:3])
+        for i, size in enumerate(sizes):
+            grow = Upsample(self.upsample, align_corners=self.align_corners, name=f"upsample{i}")
+            x = grow(x, size)  # in the end [b, h/4, w/4, channels]
         x = jnp.concatenate([x, low], -1)
         for i in range(2):
             x = SepConvNorm(self.channels, name=f"fuse{i}")(x, train)
@@ -70,10 +65,14 @@ def Model(
     aux_channels: int = 256,
     dropout: float = 0.1,
     align_corners: bool = False,
+    low_feature: str = "stage1",
+    upsample: str = "bilinear",
+    image_pool: bool = True,
+    project: int = 3,
     mean: tuple[float, float, float] = MEAN,
     std: tuple[float, float, float] = STD,
 ) -> Segmenter:
-    """DeepLabv3+ on any backbone with features 'stage1' and 'stage4'.
+    """DeepLabv3+ on any backbone with features 'stage4' and `low_feature`.
 
     Args:
       backbone: name and arguments of a backbone, e.g. `dict(name="resnet", output_stride=8)`.
@@ -85,12 +84,30 @@ def Model(
         channels leave it out.
       dropout: of the channels before both classifiers.
       align_corners: see `ops.resize`; holds for every resize, that of the logits included.
+      low_feature: the map, at stride 4 in the paper, that the decoder refines by.
+      upsample: how the decoder grows the ASPP's map to that size: one of `UPSAMPLE`.
+      image_pool: whether the ASPP has the branch that sees the whole image; the paper's best
+        models on Cityscapes (table 7) do without.
+      project: kernel of the convolution that joins the ASPP's branches, 1 in the authors' release.
+
+    Raises:
+      UserError: an unknown `upsample`.
     """
+    named.check("config.model.upsample", "method", upsample, UPSAMPLE)
     aux = FCNHead(num_classes, aux_feature, aux_channels, 1, False, dropout)
     return Segmenter(
         backbone=models.get_backbone(backbone),
         head=DeepLabV3PlusHead(
-            num_classes, tuple(rates), channels, low_channels, dropout, align_corners
+            num_classes,
+            tuple(rates),
+            channels,
+            low_channels,
+            dropout,
+            align_corners,
+            low_feature,
+            upsample,
+            image_pool,
+            project,
         ),
         aux_head=aux if aux_channels else None,
         mean=tuple(mean),
