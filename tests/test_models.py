@@ -22,15 +22,99 @@ def resnet(depth=50, **arguments):
     return dict(name="resnet", depth=depth, output_stride=8) | arguments
 
 
-# Parameters of each model; the published counts that they agree with are at the right.
+VGG_FCN = dict(name="vgg", padding=100)
+VGG_DEEPLAB = dict(name="vgg", pool=3, output_stride=8)
+MOBILE = dict(name="mobilenetv2", output_stride=8)
+XCEPTION = dict(name="xception", output_stride=16)
+HEAD_18 = dict(channels=128, aux_channels=64)
+FPN = dict(name="resnet", output_stride=32)
+
+
+def hrnet(width, **arguments):
+    """HRNet's head: one 1x1 convolution over its four branches."""
+    return dict(
+        backbone=dict(name="hrnet", width=width, **arguments),
+        feature=("stage1", "stage2", "stage3", "stage4"),
+        channels=15 * width,
+        num_convs=1,
+        kernel=1,
+        concat_input=False,
+        aux_channels=0,
+    )
+
+
+# Parameters of each model with 19 classes, auxiliary head included. Those of networks that have
+# reference outputs are also the sizes of the state dicts there; at the right what was published.
 COUNTS = {
+    "deeplabv1": [
+        (dict(backbone=VGG_DEEPLAB), 20_503_379),  # 20.5 M
+        (dict(backbone=VGG_DEEPLAB, kernel=7, dilation=4, channels=4096), 134_338_387),  # 134.3 M
+        (dict(backbone=VGG_DEEPLAB, kernel=4, dilation=8, channels=4096), 65_132_371),  # 65.1 M
+    ],
+    "deeplabv2": [(dict(backbone=resnet(101, stem="plain")), 43_901_068)],
+    "deeplabv3": [
+        (dict(backbone=resnet(18), **HEAD_18), 13_986_374),
+        (dict(backbone=resnet(50)), 68_113_030),
+        (dict(backbone=resnet(101)), 87_105_158),
+        (dict(backbone=MOBILE), 18_602_022),
+    ],
     "deeplabv3p": [
         (dict(backbone=resnet(50)), 43_589_878),  # 43.6 M
         (dict(backbone=resnet(101)), 62_582_006),  # 62.6 M
-        (dict(backbone=resnet(18), channels=128, low_channels=12, aux_channels=64), 12_468_962),
+        (dict(backbone=resnet(18), low_channels=12, **HEAD_18), 12_468_962),
         (dict(backbone=resnet(50), aux_channels=0), 41_225_187),
+        (dict(backbone=MOBILE), 15_244_374),
+        (
+            dict(backbone=XCEPTION, rates=(6, 12, 18), channels=256, aux_channels=0, project=1),
+            41_054_899,
+        ),
     ],
-}
+    "fcn": [
+        (dict(backbone=resnet(18), **HEAD_18), 12_822_342),
+        (dict(backbone=resnet(50)), 49_497_734),
+        (dict(backbone=resnet(101)), 68_489_862),
+        (dict(backbone=MOBILE), 9_718_822),
+        (hrnet(18, modules=(1, 3, 2), blocks=2), 3_939_309),  # 3.9 M
+        (hrnet(18), 9_640_849),
+        (hrnet(48), 65_858_659),  # 65.9 M
+        (
+            dict(
+                backbone=dict(name="unet"), feature="decoder1", channels=64, num_convs=1,
+                concat_input=False, aux_feature="decoder2", aux_channels=64,
+            ),
+            29_062_886,
+        ),
+    ],
+    "fcn_vgg": [
+        (dict(stride=32, backbone=VGG_FCN), 135_817_043),
+        (dict(stride=16, backbone=VGG_FCN), 134_723_574),
+        (dict(stride=8, backbone=VGG_FCN), 134_456_985),
+        (dict(stride=32, backbone=VGG_FCN, upsample="bilinear"), 134_338_387),  # 134 M
+    ],
+    "lraspp": [
+        (dict(backbone=dict(name="mobilenetv3", size="large")), 3_284_547),
+        (dict(backbone=dict(name="mobilenetv3", size="small")), 1_140_787),
+    ],
+    "pointrend": [
+        (dict(backbone=FPN | dict(depth=50), coarse=dict(name="sem_fpn")), 28_715_119),
+        (dict(backbone=FPN | dict(depth=101), coarse=dict(name="sem_fpn")), 47_707_247),
+    ],
+    "pspnet": [
+        (dict(backbone=resnet(18), **HEAD_18), 12_790_086),
+        (dict(backbone=resnet(50)), 48_975_494),
+        (dict(backbone=resnet(101)), 67_967_622),
+        (dict(backbone=resnet(50), reduce=False), 73_088_646),
+        (dict(backbone=resnet(269)), 125_491_846),
+        (dict(backbone=MOBILE), 13_620_262),
+    ],
+    "segnet": [(dict(), 29_453_971)],
+    "segnet_basic": [(dict(), 1_416_595)],
+    "sem_fpn": [
+        (dict(backbone=FPN | dict(depth=50)), 28_497_907),
+        (dict(backbone=FPN | dict(depth=101)), 47_490_035),
+    ],
+    "unet": [(dict(), 31_032_915)],
+}  # fmt: skip
 # torchvision's documented counts for 1000 classes, less the last layer's 1001 per feature.
 TORCHVISION = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
 
@@ -302,7 +386,7 @@ def test_align_corners_reaches_the_head():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (dict(name="deeplabv3"), r"config\.model\.name.*deeplabv3p"),
+        (dict(name="deeplabv4"), r"config\.model\.name.*deeplabv3p"),
         (dict(), r"config\.model\.name.*deeplabv3p"),
         (dict(name="segmenter"), r"config\.model\.name.*deeplabv3p"),
         (dict(name="no.such.module"), r"no\.such\.module.*importable"),

@@ -1,6 +1,5 @@
 """The training step and the loop: devices, resuming after a kill, divergence, every config."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -16,7 +15,6 @@ import pytest
 
 from jaxseg import data, main, models, optim, train
 from jaxseg import state as states
-from jaxseg.models import segmenter
 from jaxseg.sharding import make_mesh, over_batch, replicated, shard_batch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -183,46 +181,3 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step():
         jax.tree.leaves(state.replace(step=0)), jax.tree.leaves(after.replace(step=0)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
-
-
-def recipes() -> list[tuple[str, str]]:
-    found = []
-    for path in sorted((ROOT / "configs").glob("*.py")):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found += [(path.stem, name) for name in module.RECIPES]
-    return found
-
-
-@pytest.mark.parametrize(("name", "recipe"), recipes())
-def test_every_config_traces_one_step_and_one_prediction(name, recipe):
-    path = ROOT / "configs" / f"{name}.py"
-    config = main.parse(["jaxseg", f"--config={path}:{recipe}", "--workdir=unused"])[2]
-    assert config.to_json_best_effort()
-    description = None if recipe == "folder" else data.get(config.data)
-    classes = description.num_classes if description else 3
-    description = description or data.get({"name": "synthetic"})
-    model = models.get(config.model, num_classes=classes)
-    crop = tuple(config.augment.crop)
-    params = states.abstract_variables(model, crop)["params"]
-    tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
-    state = jax.eval_shape(states.make_init(model, tx, crop, bool(config.ema), config.seed))
-    b = config.batch_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((b, *crop, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((b, *crop), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((b,), bool),
-    }
-    step = train.make_train_step(model, tx, schedule, config, description)
-    after, scalars = jax.eval_shape(step, state, batch)
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    assert scalars["loss"].shape == ()
-    outputs, _ = jax.eval_shape(
-        lambda variables, image: segmenter.forward(
-            model, variables, image, train=False, dtype=config.dtype
-        ),
-        {"params": state.params, **state.model_state},
-        batch["image"],
-    )
-    assert outputs["logits"].shape[-1] == classes

@@ -36,7 +36,8 @@ def test_every_entry_builds_and_has_a_name_and_a_colour_for_each_class():
         if entry["model"] not in built:
             built.add(entry["model"])
             abstract = abstract_variables(models.get(config.model), (64, 64))
-            leaves = jax.tree.leaves_with_path(abstract["params"]["head"]["classifier"])
+            head = abstract["params"]["head"]
+            leaves = jax.tree.leaves_with_path(head.get("point", head)["classifier"])
             assert all(leaf.shape[-1] == config.model.num_classes for _, leaf in leaves)
 
 

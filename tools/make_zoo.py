@@ -1,6 +1,6 @@
 """Writes jaxseg/zoo.json from the facts of MMSegmentation's released models.
 
-    python tools/make_zoo.py ../shared/zoo
+    PYTHONPATH=. python tools/make_zoo.py ../shared/zoo
 
 Only models that jaxseg runs are entered; the command names how many there were.
 """
@@ -9,7 +9,7 @@ import json
 import pathlib
 import sys
 
-from jaxseg import zoo
+from jaxseg import mmseg, zoo
 from jaxseg.errors import UserError
 
 
@@ -36,7 +36,7 @@ def main(facts: pathlib.Path) -> None:
             continue
         description, recipe = descriptions[fact["model"]], recipes[fact["recipe"]]
         try:
-            spec = zoo.model_spec(description)
+            spec = mmseg.model_spec(description)
             protocol = test_recipe(description, recipe)
         except UserError:
             continue
