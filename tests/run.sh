@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source launch/setup.sh requirements-dev.txt
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+python -m pytest -n 2 --dist worksteal "$@"

@@ -11,6 +11,7 @@ from jaxseg import models
 from jaxseg.errors import UserError
 from jaxseg.models import segmenter
 from jaxseg.models.deeplabv1 import DeepLabV1Head
+from tests.nets import check_gradients, randomised
 
 VGG = dict(name="vgg", pool=3, output_stride=8)
 CONVOLUTIONS = 14_714_688
@@ -158,30 +159,9 @@ def test_scores_are_interpolated_eightfold(h, w):
 
 def test_gradients_reach_every_parameter():
     net = model(width=2, classes=3)
-    shapes = abstract(net)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: (
-            (rng.normal(size=leaf.shape) * np.sqrt(2 / max(leaf.size, 1))).astype("f4")
-            if leaf.ndim == 1
-            else (rng.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype("f4")
-        ),
-        shapes,
-    )
-    image = rng.integers(0, 256, (2, 41, 57, 3), np.uint8)
-
-    @jax.jit
-    def gradients(params):
-        def loss(params):
-            outputs, _ = segmenter.forward(
-                net, {"params": params}, image, train=True, rngs={"dropout": jax.random.key(0)}
-            )
-            return jnp.square(outputs["logits"] - 1).mean()
-
-        return jax.grad(loss)(params)
-
-    for path, grad in jax.tree.leaves_with_path(gradients(params)):
-        assert np.isfinite(grad).all() and np.abs(grad).max() > 0, jax.tree_util.keystr(path)
+    params = randomised(abstract(net))
+    image = np.random.default_rng(0).integers(0, 256, (2, 41, 57, 3), np.uint8)
+    check_gradients(net, {"params": params}, image)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from jaxseg.errors import UserError
 from jaxseg.models import fcn_vgg, segmenter
 from jaxseg.models.fcn_vgg import FCNVGGHead, Upscore
 from jaxseg.ops.resize import resize
+from tests.nets import check_gradients, randomised
 
 # Layers of the released networks by stride: the upsampling ones and their factors, the skips, and
 # the crops, of which the last is the image's.
@@ -35,16 +36,6 @@ def model(stride=8, padding=100, width=1, classes=2, **arguments):
 def abstract(model, h=33, w=33):
     image = jax.ShapeDtypeStruct((1, h, w, 3), jnp.uint8)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, False), image)["params"]
-
-
-def drawn(shapes, seed=0):
-    rng = np.random.default_rng(seed)
-
-    def draw(leaf):
-        spread = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.2
-        return rng.normal(0, spread, leaf.shape).astype("f4")
-
-    return jax.tree.map(draw, shapes)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -125,7 +116,7 @@ def test_head_is_the_released_network(stride):
     features = jax.tree.map(np.float32, features)
     head = FCNVGGHead(num_classes=2, stride=stride, fc_channels=3, skip_scales=(0.5, 0.25))
     shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), features, False))
-    params = drawn(shapes["params"])
+    params = randomised(shapes["params"])
     got = jax.jit(lambda p, f: head.apply({"params": p}, f, False))(params, features)["logits"][0]
 
     def valid(x, layer):
@@ -212,7 +203,7 @@ def test_each_stage_starts_from_the_last():
     fresh = init(jax.random.key(0, impl="rbg"))  # compiles faster than the default generator
 
     def trained(variables):  # everything but the upsampling, which stays near where it begins
-        other = trees.named_leaves(drawn(variables))
+        other = trees.named_leaves(randomised(variables))
         leaves = trees.named_leaves(variables).items()
         return trees.nested({k: v if "upscore" in k else other[k] for k, v in leaves})
 
@@ -239,21 +230,9 @@ def test_each_stage_starts_from_the_last():
 @pytest.mark.parametrize("padding", [100, 1])
 def test_gradients_reach_every_parameter(padding):
     net = model(8, padding, width=2, classes=3, skip_scales=(1.0, 1.0))
-    params = drawn(abstract(net))
+    params = randomised(abstract(net))
     image = np.random.default_rng(0).integers(0, 256, (1, 41, 57, 3), np.uint8)
-
-    @jax.jit
-    def gradients(params):
-        def loss(params):
-            outputs, _ = segmenter.forward(
-                net, {"params": params}, image, train=True, rngs={"dropout": jax.random.key(0)}
-            )
-            return jnp.square(outputs["logits"] - 1).mean()
-
-        return jax.grad(loss)(params)
-
-    for path, grad in jax.tree.leaves_with_path(gradients(params)):
-        assert np.isfinite(grad).all() and np.abs(grad).max() > 0, jax.tree_util.keystr(path)
+    check_gradients(net, {"params": params}, image)
 
 
 def test_weights_by_the_released_networks_names():

@@ -8,6 +8,7 @@ from jaxseg import models
 from jaxseg.errors import UserError
 from jaxseg.models import hrnet
 from jaxseg.models.segmenter import forward
+from tests.nets import count, randomised, shapes
 
 # Published parameter counts of the ImageNet classifiers.
 IMAGENET = {18: 21_299_004, 32: 41_232_680, 40: 57_557_160, 48: 77_469_864}
@@ -30,27 +31,6 @@ def segmenter(width=18, **backbone):
         ),
         num_classes=19,
     )
-
-
-def shapes(module, *inputs):
-    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, False), *inputs)
-
-
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def randomised(abstract):
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name, shape = path[-1].key, leaf.shape
-        if name in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-        spread = np.sqrt(2 / np.prod(shape[:-1])) if name == "kernel" else 0.2
-        return (rng.normal(size=shape) * spread).astype(np.float32)
-
-    return jax.tree.map_with_path(draw, abstract)
 
 
 def classifier_parameters(width):

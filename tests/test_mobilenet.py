@@ -10,31 +10,11 @@ from jaxseg import models
 from jaxseg.errors import UserError
 from jaxseg.models import common, lraspp, mobilenetv2, mobilenetv3
 from jaxseg.models.segmenter import forward
-
-
-def shapes(module, *inputs):
-    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, False), *inputs)
-
-
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+from tests.nets import count, randomised, shapes
 
 
 def image(h, w, b=1):
     return jax.ShapeDtypeStruct((b, h, w, 3), "f4")
-
-
-def randomised(abstract):
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name, shape = path[-1].key, leaf.shape
-        if name in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-        spread = np.sqrt(2 / np.prod(shape[:-1])) if name == "kernel" else 0.2
-        return (rng.normal(size=shape) * spread).astype(np.float32)
-
-    return jax.tree.map_with_path(draw, abstract)
 
 
 def convolutions(module, h, w):

@@ -14,6 +14,7 @@ from jaxseg.errors import UserError
 from jaxseg.models import common, segmenter
 from jaxseg.models.deeplabv3p import DeepLabV3PlusHead
 from jaxseg.models.resnet import Backbone
+from tests.nets import count, randomised, shapes
 
 CITYSCAPES = 19
 
@@ -134,34 +135,12 @@ def small(**changes):
     return models.get(SMALL | dict(backbone=backbone) | changes, num_classes=5)
 
 
-def shapes(module, *inputs):
-    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, False), *inputs)
-
-
 def image(h=64, w=64, b=1):
     return jax.ShapeDtypeStruct((b, h, w, 3), jnp.uint8)
 
 
 def pixels(h, w, b=1):
     return np.random.default_rng(0).integers(0, 256, (b, h, w, 3), np.uint8)
-
-
-def randomised(abstract, seed=0):
-    """Variables whose norms neither vanish nor do nothing; a fresh model's residuals are zero."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name, shape = path[-1].key, leaf.shape
-        if name in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-        spread = np.sqrt(2 / np.prod(shape[:-1])) if name == "kernel" else 0.2
-        return (rng.normal(size=shape) * spread).astype(np.float32)
-
-    return jax.tree.map_with_path(draw, abstract)
-
-
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def test_parameter_counts_are_known_for_every_model():

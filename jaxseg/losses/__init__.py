@@ -5,7 +5,6 @@ A loss is a public function `loss(logits, labels, *, ignore_label, mask, **optio
 the mean is the global one, whatever share of the valid pixels each device holds.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses.boundary import boundary_weighted_cross_entropy
 from jaxseg.losses.cross_entropy import cross_entropy, focal, ohem_cross_entropy
 from jaxseg.losses.overlap import dice, lovasz_softmax, tversky
+from jaxseg.ops.points import sample
 from jaxseg.ops.resize import resize
 
 LOSSES = {
@@ -110,13 +110,8 @@ def _match(output: Any, labels: jax.Array, align_corners: bool) -> tuple[jax.Arr
         logits = output.astype(jnp.float32)
         return resize(logits, (h, w), method="bilinear", align_corners=align_corners), labels
     xy = output["xy"].astype(jnp.float32)
-    # A point belongs to the pixel around it: grid_sample's nearest with corners not aligned.
-    cols, rows = (
-        jnp.clip((xy[..., i] * n).astype(jnp.int32), 0, n - 1) for i, n in enumerate((w, h))
-    )
-    # Under vmap each device reads its own images only.
-    labels = jax.vmap(lambda image, r, c: image[r, c])(labels, rows, cols)  # [b, n]
-    return output["logits"].astype(jnp.float32)[:, :, None], labels[..., None]
+    at_points = sample(labels[..., None], xy, "nearest", align_corners)  # [b, n, 1]
+    return output["logits"].astype(jnp.float32)[:, :, None], at_points
 
 
 def _find(key: str, name: str | None) -> Callable:
@@ -125,12 +120,8 @@ def _find(key: str, name: str | None) -> Callable:
         named.check(f"{key}.name", "loss", name, LOSSES)
         return LOSSES[name]
     module, _, function = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
-        raise UserError(
-            f"{key}.name={name!r}: a dotted name must be that of an importable function, "
-            f"loss(logits, labels, *, ignore_label, mask, ...), but: {error}"
-        ) from error
+    expected = (
+        "the dotted name of an importable function, loss(logits, labels, *, ignore_label, mask, "
+        "...)"
+    )
+    return named.imported(f"{key}.name={name!r}", module, function, expected)

@@ -49,7 +49,7 @@ def check_weights(class_weights: Sequence[float] | None, num_classes: int) -> ja
     Raises:
       UserError: not C numbers.
     """
-    if isinstance(class_weights, str):
+    if isinstance(class_weights, str) or any(isinstance(w, str) for w in class_weights or ()):
         raise UserError(
             f"class_weights={class_weights!r}: a loss takes numbers, one per class. Training "
             "replaces 'median_frequency' by the weights it computes from the training data; "

@@ -56,15 +56,9 @@ def _call(where: str, spec: dict[str, Any], factory: str, **given: Any):
 
 
 def _find(where: str, name: str | None, factory: str) -> Callable:
+    given = name
     if not name or "." not in name:
         named.check(f"{where}.name", factory.lower(), name, available(factory))
         name = f"{__name__}.{name}"
-    try:
-        return getattr(importlib.import_module(name), factory)
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
-        raise UserError(
-            f"{where}.name={name!r}: a dotted name must be an importable module that defines "
-            f"{factory}(...), but: {error}"
-        ) from error
+    expected = f"the dotted name of an importable module that defines {factory}(...)"
+    return named.imported(f"{where}.name={given!r}", name, factory, expected)

@@ -1,0 +1,45 @@
+"""MMSegmentation's model descriptions as `config.model`.
+
+A resolved description names a backbone, perhaps a neck, a decode head (two where one refines the
+other) and perhaps an auxiliary head, each a mapping with 'type'. Every option that shapes a model
+is either read or checked against the one value that jaxseg has; what follows from others (channels
+of inputs) or does not shape the model (losses, samplers, pretrained weights) is listed as such. An
+option that is none of these is an error, so that no model is silently another one.
+"""
+
+from typing import Any
+
+from jaxseg.mmseg.backbones import BACKBONES
+from jaxseg.mmseg.checks import Section, expect, known, unsupported
+from jaxseg.mmseg.heads import HEADS, ON_NECK, auxiliary
+
+
+def model_spec(description: Section) -> dict[str, Any]:
+    """The `config.model` (with 'num_classes') of a resolved MMSegmentation model description.
+
+    Raises:
+      UserError: for a part or an option that jaxseg does not have.
+    """
+    if description["type"] not in ("EncoderDecoder", "CascadeEncoderDecoder"):
+        raise unsupported("type", description["type"], "EncoderDecoder, CascadeEncoderDecoder")
+    heads = description["decode_head"]
+    heads = heads if isinstance(heads, list) else [heads]
+    head = heads[-1]
+    convert_head = known("decode_head.type", head["type"], HEADS)
+    backbone = description["backbone"]
+    spec, features = known("backbone.type", backbone["type"], BACKBONES)(backbone)
+    neck = description.get("neck")
+    if (neck is not None) != (head["type"] in ON_NECK):
+        raise unsupported("neck", neck, f"one for {', '.join(ON_NECK)} and none for others")
+    return (
+        dict(backbone=spec, num_classes=head["num_classes"], align_corners=head["align_corners"])
+        | convert_head(heads, features, description)
+        | auxiliary(description.get("auxiliary_head"), head, features)
+        | _normalisation(description["data_preprocessor"])
+    )
+
+
+def _normalisation(preprocessor: Section) -> dict[str, Any]:
+    """mean and std; MMSegmentation reads images as BGR and states these in RGB."""
+    expect("data_preprocessor", preprocessor, bgr_to_rgb=True)
+    return dict(mean=tuple(preprocessor["mean"]), std=tuple(preprocessor["std"]))
