@@ -41,18 +41,17 @@ def read(name: str, recipe: str):
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in recipes()}))
-def test_every_recipe_traces_one_step_and_one_prediction(name):
-    traced = set()
-    for recipe in [recipe for config, recipe in recipes() if config == name]:
+def test_the_recipes_of_a_config_trace_one_step_and_one_prediction(name):
+    """All build; traced are the one for a CPU and the first of the large ones, like the others."""
+    mine = [recipe for config, recipe in recipes() if config == name]
+    for recipe in mine:
         config, description = read(name, recipe)
         model = models.get(config.model, num_classes=description.num_classes)
         crop = tuple(config.augment.crop)
         params = states.abstract_variables(model, crop)["params"]
         tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
-        kind = json.dumps([config.model.to_dict(), config.losses.to_dict()])
-        if kind in traced:  # recipes that differ in their data alone
+        if recipe not in ("camvid", mine[0]):
             continue
-        traced.add(kind)
         state = jax.eval_shape(states.make_init(model, tx, crop, bool(config.ema), config.seed))
         b = config.batch_size
         batch = {
@@ -115,9 +114,9 @@ def run(name: str, folder: pathlib.Path, *overrides: str) -> None:
 
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_every_system_trains_evaluates_and_predicts(name, tmp_path):
-    """What stands on a ResNet stands on a backbone that compiles faster here, but for one."""
-    resnet = read(name, "synthetic")[0].model.get("backbone", {}).get("name") == "resnet"
-    quick = resnet and name != "deeplabv3p"
+    """Heads that take any backbone get one here that compiles faster, all but one of them."""
+    backbone = read(name, "synthetic")[0].model.get("backbone", {}).get("name")
+    quick = backbone not in (None, "vgg", "unet") and name != "deeplabv3p"
     run(name, tmp_path, *(["--config.model.backbone.name=tests.tiny_backbone"] if quick else []))
 
 
