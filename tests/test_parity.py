@@ -246,7 +246,7 @@ def test_every_name_of_the_zoo_is_understood_or_refused(shared):
             # MMSegmentation 1.x has lost the depth of this one; its published weights have it.
             lost = name == "fpn_r101_4xb4-160k_ade20k-512x512"
             assert backbone["depth"] == (50 if lost else int(depth[1]))
-            plain = bool(depth[2]) or "-rsb" in name
+            plain = bool(depth[2]) or "rsb" in name
             assert backbone["stem"] == ("plain" if plain else "v1c")
             stride = description["backbone"]["strides"]
             assert backbone["output_stride"] == 4 * np.prod(stride)
