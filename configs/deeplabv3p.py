@@ -22,7 +22,8 @@ def get_config(dataset: str = "cityscapes") -> ConfigDict:
     config = recipes.get(dataset, losses=dict(logits=1.0, aux_logits=0.4))
     config.model = dict(
         name="deeplabv3p", backbone=recipes.RESNET, rates=(12, 24, 36), channels=512,
-        low_channels=48, aux_channels=256, dropout=0.1, align_corners=False,
+        low_channels=48, aux_channels=256, dropout=0.1, align_corners=False, low_feature="stage1",
+        upsample="bilinear", image_pool=True, project=3,
     )  # fmt: skip
     if recipes.is_small(dataset):
         config.model.update(
