@@ -40,37 +40,42 @@ def read(name: str, recipe: str):
     return config, data.get({"name": "synthetic"} if own else config.data)
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in recipes()}))
-def test_the_recipes_of_a_config_trace_one_step_and_one_prediction(name):
-    """All build; traced are the one for a CPU and the first of the large ones, like the others."""
-    mine = [recipe for config, recipe in recipes() if config == name]
-    for recipe in mine:
-        config, description = read(name, recipe)
-        model = models.get(config.model, num_classes=description.num_classes)
-        crop = tuple(config.augment.crop)
-        params = states.abstract_variables(model, crop)["params"]
-        tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
-        if recipe not in ("camvid", mine[0]):
-            continue
-        state = jax.eval_shape(states.make_init(model, tx, crop, bool(config.ema), config.seed))
-        b = config.batch_size
-        batch = {
-            "image": jax.ShapeDtypeStruct((b, *crop, 3), jnp.uint8),
-            "label": jax.ShapeDtypeStruct((b, *crop), jnp.int32),
-            "mask": jax.ShapeDtypeStruct((b,), bool),
-        }
-        step = train.make_train_step(model, tx, schedule, config, description)
-        after, scalars = jax.eval_shape(step, state, batch)
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-        assert scalars["loss"].shape == ()
-        outputs, _ = jax.eval_shape(
-            lambda variables, image, model=model, dtype=config.dtype: segmenter.forward(
-                model, variables, image, train=False, dtype=dtype
-            ),
-            {"params": state.params, **state.model_state},
-            batch["image"],
-        )
-        assert outputs["logits"].shape[-1] == description.num_classes
+def traced() -> list:
+    """All recipes; slow are those that differ from a quick one in their data and lengths alone."""
+    cases = []
+    for name, recipe in recipes():
+        first = name not in {case.values[0] for case in cases}
+        marks = [] if first or recipe == "camvid" or name == "deeplabv3p" else [pytest.mark.slow]
+        cases.append(pytest.param(name, recipe, marks=marks))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "recipe"), traced())
+def test_every_recipe_traces_one_step_and_one_prediction(name, recipe):
+    config, description = read(name, recipe)
+    model = models.get(config.model, num_classes=description.num_classes)
+    crop = tuple(config.augment.crop)
+    params = states.abstract_variables(model, crop)["params"]
+    tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
+    state = jax.eval_shape(states.make_init(model, tx, crop, bool(config.ema), config.seed))
+    b = config.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((b, *crop, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((b, *crop), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((b,), bool),
+    }
+    step = train.make_train_step(model, tx, schedule, config, description)
+    after, scalars = jax.eval_shape(step, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert scalars["loss"].shape == ()
+    outputs, _ = jax.eval_shape(
+        lambda variables, image: segmenter.forward(
+            model, variables, image, train=False, dtype=config.dtype
+        ),
+        {"params": state.params, **state.model_state},
+        batch["image"],
+    )
+    assert outputs["logits"].shape[-1] == description.num_classes
 
 
 # A few small images, one step.

@@ -148,17 +148,19 @@ def step_errors(shared, name: str, dtype) -> dict[str, float]:
     # Means may lie near zero: a statistic is compared on the scale of its tensor, too.
     statistics = [get(key) for key in npz["bn_keys"]]
     parts = np.split(npz["bn_values"], np.cumsum([len(value) for value in statistics])[:-1])
-    by_statistic = [
+    by_tensor = [
         np.abs(value - want).max() / np.sqrt(np.square(want).mean())
         for value, want in zip(statistics, parts, strict=True)
     ]
+    by_statistic = np.abs(np.concatenate(statistics) / npz["bn_values"] - 1)
     errors = {
         "loss": np.abs(np.asarray(losses) / npz["loss_values"] - 1).max(),
         "norm, median": np.median(by_norm),
         "norm, worst": by_norm.max(),
         "entry, median": np.median(by_entry),
         "entry, worst": by_entry.max(),
-        "statistics": max(by_statistic),
+        "statistics": max(by_tensor),
+        "statistics, worst alone": by_statistic.max(),
         "gradients": len(gradients),
         "parameters": len(jax.tree.leaves(grads)),
     }
@@ -176,9 +178,11 @@ def test_training_step(shared, name):
     assert errors["loss"] < 1e-5
     assert errors["norm, median"] < 1e-3
     assert errors["norm, worst"] < 2e-2
-    assert errors["entry, median"] < 2e-2
+    assert errors["entry, median"] < (1e-2 if name == QUICK_STEP else 2e-2)
     assert errors["entry, worst"] < 1e-1
-    assert errors["statistics"] < 1e-4
+    assert errors["statistics"] < 1e-5
+    if name == QUICK_STEP:  # in others a mean lies so near zero that rounding is a share of it
+        assert errors["statistics, worst alone"] < 1e-4
 
 
 @pytest.mark.slow
@@ -227,6 +231,7 @@ def test_every_name_of_the_zoo_is_understood_or_refused(shared):
         model = stored["names"][name]["model"]
         assert stored["models"][model] == json.loads(json.dumps(spec)), "run tools/make_zoo.py"
         built.setdefault(model, (name, spec, description))
+    assert len(built) > 150
     for name, spec, description in built.values():
         model, heads = models.get(spec), description["decode_head"]
         head = heads[-1] if isinstance(heads, list) else heads

@@ -34,6 +34,8 @@ def test_every_entry_builds_and_has_a_name_and_a_colour_for_each_class():
         assert len(description.classes) == len(description.palette) == config.model.num_classes
         assert all(name == name.strip() and name for name in description.classes)
         model = models.get(config.model)
+        assert model.head.num_classes == config.model.num_classes
+        assert model.aux_head is None or model.aux_head.num_classes == config.model.num_classes
         kind = type(model.head), type(model.backbone)
         if entry["dataset"] != "CityscapesDataset" and kind not in built:
             built.add(kind)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxseg import models
 from jaxseg.models.common import Classifier, ConvNorm
-from jaxseg.models.fcn import FCNHead, select
+from jaxseg.models.fcn import auxiliary, select
 from jaxseg.models.segmenter import MEAN, STD, Segmenter
 
 
@@ -92,11 +92,10 @@ def Model(
       dropout: of the channels before both classifiers.
       align_corners: see `ops.resize`; holds for the logits.
     """
-    aux = FCNHead(num_classes, aux_feature, aux_channels, 1, False, dropout)
     return Segmenter(
         backbone=models.get_backbone(backbone),
         head=ASPPHead(num_classes, feature, tuple(rates), channels, dropout),
-        aux_head=aux if aux_channels else None,
+        aux_head=auxiliary(num_classes, aux_feature, aux_channels, dropout),
         mean=tuple(mean),
         std=tuple(std),
         align_corners=align_corners,

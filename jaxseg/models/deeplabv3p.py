@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxseg import models, named
 from jaxseg.models.common import Classifier, ConvNorm, SepConvNorm
 from jaxseg.models.deeplabv3 import ASPP
-from jaxseg.models.fcn import FCNHead, select
+from jaxseg.models.fcn import auxiliary, select
 from jaxseg.models.segmenter import MEAN, STD, Segmenter
 from jaxseg.models.upsample import METHODS, Upsample, doublings
 
@@ -94,7 +94,6 @@ def Model(
       UserError: an unknown `upsample`.
     """
     named.check("config.model.upsample", "method", upsample, UPSAMPLE)
-    aux = FCNHead(num_classes, aux_feature, aux_channels, 1, False, dropout)
     return Segmenter(
         backbone=models.get_backbone(backbone),
         head=DeepLabV3PlusHead(
@@ -109,7 +108,7 @@ def Model(
             image_pool,
             project,
         ),
-        aux_head=aux if aux_channels else None,
+        aux_head=auxiliary(num_classes, aux_feature, aux_channels, dropout),
         mean=tuple(mean),
         std=tuple(std),
         align_corners=align_corners,

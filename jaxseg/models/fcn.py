@@ -51,6 +51,15 @@ class FCNHead(nn.Module):
         return {"logits": Classifier(self.num_classes, self.dropout, name="classifier")(y, train)}
 
 
+def auxiliary(
+    num_classes: int, feature: str, channels: int, dropout: float, dilation: int = 1
+) -> FCNHead | None:
+    """The customary auxiliary head: one convolution on one feature; without channels, none."""
+    if not channels:
+        return None
+    return FCNHead(num_classes, feature, channels, 1, False, dropout, dilation=dilation)
+
+
 def select(
     features: Mapping[str, jax.Array], names: str | tuple[str, ...], align_corners: bool = False
 ) -> jax.Array:
@@ -98,7 +107,6 @@ def Model(
       align_corners: see `ops.resize`; holds for every resize, that of the logits included.
     """
     feature = feature if isinstance(feature, str) else tuple(feature)
-    aux = FCNHead(num_classes, aux_feature, aux_channels, 1, False, dropout, dilation=dilation)
     return Segmenter(
         backbone=models.get_backbone(backbone),
         head=FCNHead(
@@ -112,7 +120,7 @@ def Model(
             dilation,
             align_corners,
         ),
-        aux_head=aux if aux_channels else None,
+        aux_head=auxiliary(num_classes, aux_feature, aux_channels, dropout, dilation),
         mean=tuple(mean),
         std=tuple(std),
         align_corners=align_corners,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxseg import models, named
 from jaxseg.models.common import Classifier, ConvNorm
-from jaxseg.models.fcn import FCNHead, select
+from jaxseg.models.fcn import auxiliary, select
 from jaxseg.models.segmenter import MEAN, STD, Segmenter
 from jaxseg.ops.adaptive_pool import adaptive_avg_pool, adaptive_max_pool
 from jaxseg.ops.resize import resize
@@ -96,13 +96,12 @@ def Model(
       align_corners: see `ops.resize`; holds for every resize, that of the logits included.
     """
     named.check("config.model.pool", "pooling", pool, POOLS)
-    aux = FCNHead(num_classes, aux_feature, aux_channels, 1, False, dropout)
     return Segmenter(
         backbone=models.get_backbone(backbone),
         head=PSPHead(
             num_classes, feature, channels, tuple(bins), pool, reduce, dropout, align_corners
         ),
-        aux_head=aux if aux_channels else None,
+        aux_head=auxiliary(num_classes, aux_feature, aux_channels, dropout),
         mean=tuple(mean),
         std=tuple(std),
         align_corners=align_corners,
