@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxseg import metrics
+from jaxseg.metrics import confusion
 
 C = 6
 NAMES = ("road", "sidewalk", "traffic light", "sky", "person", "bus")
@@ -40,7 +41,7 @@ def matmul_form(predictions, labels, mask=None, ignore=255, chunk=30):
     valid = (labels >= 0) & (labels < C) & (labels != ignore)
     if mask is not None:
         valid = valid & mask[:, None, None]
-    return metrics._by_product(predictions, jnp.where(valid, labels, C), C, chunk)
+    return confusion._by_product(predictions, jnp.where(valid, labels, C), C, chunk)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -63,7 +64,7 @@ def test_bands_of_any_height_count_every_row_once(chunk):
     np.testing.assert_array_equal(counts, count_slowly(predictions, labels))
 
 
-@pytest.mark.parametrize("form", [metrics._by_scatter, metrics._by_product])
+@pytest.mark.parametrize("form", [confusion._by_scatter, confusion._by_product])
 def test_counts_above_2_24_are_exact(form):
     """One cell of one batch holds more pixels than float32 can count one by one."""
     shape = (2, 4099, 2049)

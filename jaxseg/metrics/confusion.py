@@ -127,22 +127,22 @@ def summarize(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"confusion matrix {confusion.shape} for {len(classes)} classes")
     agree, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     pixels = true.sum()
-    iou = _ratio(agree, true + predicted - agree)
-    accuracy = _ratio(agree, true)
-    dice = _ratio(2 * agree, true + predicted)
+    iou = ratio(agree, true + predicted - agree)
+    accuracy = ratio(agree, true)
+    dice = ratio(2 * agree, true + predicted)
     return {
-        "mIoU": _mean(iou),
-        "pixel_accuracy": _number(_ratio(agree.sum(), pixels)),
-        "mean_accuracy": _mean(accuracy),
-        "frequency_weighted_IoU": _number(_ratio(np.sum(true * np.nan_to_num(iou)), pixels)),
-        "mean_Dice": _mean(dice),
+        "mIoU": mean(iou),
+        "pixel_accuracy": number(ratio(agree.sum(), pixels)),
+        "mean_accuracy": mean(accuracy),
+        "frequency_weighted_IoU": number(ratio(np.sum(true * np.nan_to_num(iou)), pixels)),
+        "mean_Dice": mean(dice),
         "pixels": int(pixels),
         "classes": [
             {
                 "name": name,
-                "IoU": _number(iou[i]),
-                "accuracy": _number(accuracy[i]),
-                "Dice": _number(dice[i]),
+                "IoU": number(iou[i]),
+                "accuracy": number(accuracy[i]),
+                "Dice": number(dice[i]),
                 "pixels": int(true[i]),
                 "predicted_pixels": int(predicted[i]),
             }
@@ -163,7 +163,7 @@ def table(summary: Mapping[str, Any]) -> str:
     header = ("class", "IoU", "accuracy", "Dice", "pixels")
     means = ("mean", *(summary[k] for k in ("mIoU", "mean_accuracy", "mean_Dice", "pixels")))
     rows = [tuple(c[k] for k in ("name", *header[1:])) for c in summary["classes"]]
-    cells = [header, *((row[0], *map(_percent, row[1:4]), str(row[4])) for row in (*rows, means))]
+    cells = [header, *((row[0], *map(percent, row[1:4]), str(row[4])) for row in (*rows, means))]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join((line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])))
@@ -171,26 +171,26 @@ def table(summary: Mapping[str, Any]) -> str:
     ]
     rule = "-" * len(lines[0])
     last = (
-        f"mIoU {_percent(summary['mIoU'])}, pixel accuracy {_percent(summary['pixel_accuracy'])}, "
-        f"frequency-weighted IoU {_percent(summary['frequency_weighted_IoU'])}"
+        f"mIoU {percent(summary['mIoU'])}, pixel accuracy {percent(summary['pixel_accuracy'])}, "
+        f"frequency-weighted IoU {percent(summary['frequency_weighted_IoU'])}"
     )
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], last])
 
 
-def _ratio(numerator: Any, denominator: Any) -> np.ndarray:
+def ratio(numerator: Any, denominator: Any) -> np.ndarray:
     """Element-wise quotient in float64, NaN for 0 / 0."""
     with np.errstate(invalid="ignore"):
         return np.true_divide(numerator, denominator)
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean(values: np.ndarray) -> float | None:
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else None
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
