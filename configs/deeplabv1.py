@@ -1,4 +1,4 @@
-"""DeepLab-LargeFOV, or DeepLab v1 (Chen et al. 2014, arXiv:1412.7062), on VGG-16, without its CRF.
+"""DeepLab-LargeFOV, or DeepLab v1 (Chen et al. 2014, arXiv:1412.7062), on VGG-16.
 
     python -m jaxseg.main --config configs/deeplabv1.py:DATASET --workdir runs/NAME
 
@@ -15,6 +15,9 @@ figures are the papers' as remembered: none was reproduced here.
     camvid      11 classes, from scratch, sized for two CPU cores: narrow, with batch normalisation
                 and a field of view of half the size
     synthetic   the same, smaller; needs no files
+
+The CRF comes after: eval or predict with --config.predict.crf.iterations=10; its weights are found
+on validation images by `python -m jaxseg.main tune_crf --workdir runs/NAME`, as in the papers.
 
 The other fields of view of the paper: --config.model.kernel, dilation and channels, as in the table
 of jaxseg/models/deeplabv1.py.

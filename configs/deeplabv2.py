@@ -1,4 +1,4 @@
-"""DeepLabv2 (Chen et al. 2016, arXiv:1606.00915) on a dilated ResNet, without the CRF.
+"""DeepLabv2 (Chen et al. 2016, arXiv:1606.00915) on a dilated ResNet.
 
     python -m jaxseg.main --config configs/deeplabv2.py:DATASET --workdir runs/NAME
 
@@ -17,6 +17,9 @@ The plain dilated ResNet-101 reaches 68.72 on VOC 2012 val, with three scales 71
 paper has scales=(), feature="pool5" and hidden=1024, with backbone=dict(name="vgg", pool=3,
 output_stride=8): rates=(12,) is LargeFOV, 65.76 on VOC 2012 val; (2, 4, 8, 12) ASPP-S, 66.98;
 (6, 12, 18, 24) ASPP-L, 68.96.
+
+The CRF comes after: eval or predict with --config.predict.crf.iterations=10; its weights are found
+on validation images by `python -m jaxseg.main tune_crf --workdir runs/NAME`, as in the paper.
 
 Verified here are the network's properties; there are no reference outputs, and these scores are not
 yet reproduced.

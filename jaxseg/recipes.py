@@ -19,6 +19,19 @@ RESNET = dict(
 # The same where `is_small`.
 SMALL_RESNET = RESNET | dict(depth=18, output_stride=16)
 
+# The links of `jaxseg.predict`, all left out.
+PREDICT = dict(
+    slide=dict(crop=(), stride=(), batch=4),  # batch: windows that go through the model at once
+    samples=0,  # forward passes with dropout that are averaged; 0: one without
+    flip=False,
+    scales=(),
+    # Dense CRF: 0 iterations leave it out, DeepLab takes 10; see jaxseg.ops.dense_crf
+    crf=dict(
+        iterations=0, smooth_weight=3.0, smooth_sxy=3.0, bilateral_weight=4.0, bilateral_sxy=67.0,
+        bilateral_srgb=3.0, method="lattice",
+    ),
+)  # fmt: skip
+
 
 def is_small(dataset: str) -> bool:
     """Whether the recipe is for a CPU, and wants a small model."""
@@ -65,8 +78,7 @@ def get(dataset: str, losses: Mapping[str, float]) -> ConfigDict:
             log_every=50, eval_every=4000, checkpoint_every=1000,
             # batch_size is rounded up to a multiple of the devices; 1 is safe for large images.
             eval=dict(split="val", final_split="val", batch_size=1, base_size=()),
-            # samples: forward passes with dropout that are averaged; 0: one without
-            predict=dict(slide=dict(crop=(), stride=(), batch=4), flip=False, samples=0),
+            predict=PREDICT,
         )
     )  # fmt: skip
     RECIPES[dataset](config)
@@ -137,3 +149,10 @@ def _from_scratch(config: ConfigDict) -> None:
 
 
 RECIPES = {f.__name__: f for f in (cityscapes, ade20k, voc2012, camvid, synthetic, folder)}
+
+
+def with_predict(config: ConfigDict) -> ConfigDict:
+    """`config` with every link of `PREDICT`, so that each can be set: a run's may lack new ones."""
+    complete = ConfigDict(dict(predict=PREDICT))
+    complete.predict.update(config.get("predict", {}))
+    return ConfigDict({**config, "predict": complete.predict})

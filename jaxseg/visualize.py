@@ -12,6 +12,7 @@ import numpy as np
 Palette = Sequence[tuple[int, int, int]]
 
 IGNORED = "ignored"
+_STRIP = 256  # rows at a time
 _INK, _PAPER, _FRAME = (33, 33, 33), (255, 255, 255), (150, 150, 150)
 
 
@@ -128,7 +129,7 @@ def side_by_side(
 def _indices(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Class indices with everything that is no class as `num_classes`."""
     labels = np.asarray(labels)
-    return np.where((labels >= 0) & (labels < num_classes), labels, num_classes).astype(np.intp)
+    return np.where((labels >= 0) & (labels < num_classes), labels, num_classes).astype(np.int32)
 
 
 def nearest(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -155,10 +156,13 @@ def _blend(image: np.ndarray, labels: np.ndarray, palette: Palette, alpha: float
     colors = np.stack([inside, 0.6 * inside + 0.4 * 255])  # a boundary is lighter than its region
     weights = np.repeat(np.array([[alpha], [max(alpha, 0.8)]], np.float32), len(inside), axis=1)
     weights[:, -1] = 0
-    row = edge.astype(np.intp)
-    weight = weights[row, index][..., None]
-    blend = image * (1 - weight) + (colors * weights[..., None])[row, index]
-    return np.rint(blend).astype(np.uint8)
+    colors *= weights[..., None]
+    blend = np.empty(image.shape, np.uint8)
+    for start in range(0, len(image), _STRIP):  # floats of a whole large one take gigabytes
+        strip = slice(start, start + _STRIP)
+        at = edge[strip].astype(np.int8), index[strip]
+        blend[strip] = np.rint(image[strip] * (1 - weights[at][..., None]) + colors[at])
+    return blend
 
 
 def _share(fraction: float) -> str:

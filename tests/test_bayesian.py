@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg import predict, predict_files
+from jaxseg import links, predict, predict_files
 from jaxseg.api import Segmentation
 from jaxseg.errors import UserError
 from jaxseg.models import segmenter
@@ -81,7 +81,7 @@ def test_moments_of_a_linear_classifier(rate, chain):
 def test_moments_are_those_of_the_single_passes():
     model, variables = make_model(0.5)
     image = np.random.default_rng(0).integers(0, 20, (2, 8, 9, 3), np.uint8)
-    keys = jax.random.split(jax.random.key(predict.SEED), 7)
+    keys = jax.random.split(jax.random.key(links.SEED), 7)
     passes = []
     for key in keys:
         outputs, _ = segmenter.forward(model, variables, image, train=False, rngs={"dropout": key})

@@ -1,6 +1,4 @@
-"""The predict chain against NumPy, and files: names, colours, failures."""
-
-import dataclasses
+"""The predict chain against NumPy."""
 
 import flax.linen as nn
 import jax
@@ -9,14 +7,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from PIL import Image
 
-from jaxseg import predict, predict_files
+from jaxseg import links, predict
 from jaxseg.errors import UserError
 from jaxseg.models.segmenter import Segmenter
-
-CLASSES = ("dark", "middle", "bright")
-PALETTE = ((10, 0, 0), (0, 120, 0), (200, 200, 250))
+from jaxseg.ops.dense_crf import dense_crf
 
 
 class Pooled(nn.Module):
@@ -105,8 +100,8 @@ def test_logits_go_to_the_image_size_and_then_to_the_original_size(align_corners
 def test_slide_with_stride_equal_to_crop_tiles_the_image():
     model, variables = make_model()
     image = pictures(2, 24, 48)
-    logits = predict.forward(model, "float32")
-    tiled = jax.jit(predict.slide(logits, crop=(12, 16), stride=(12, 16), batch=4))
+    logits = links.forward(model, "float32")
+    tiled = jax.jit(links.slide(logits, crop=(12, 16), stride=(12, 16), batch=4))
     expected = np.concatenate(
         [
             np.concatenate([logits(variables, image[:, y : y + 12, x : x + 16])
@@ -123,7 +118,7 @@ def test_slide_averages_windows_that_end_at_the_border(batch):
     """Against loops over windows; neither 40 nor 52 is reached by whole strides."""
     model, variables = make_model()
     image = pictures(1, 40, 52)
-    slid = jax.jit(predict.slide(predict.forward(model, "float32"), (16, 24), (12, 16), batch))
+    slid = jax.jit(links.slide(links.forward(model, "float32"), (16, 24), (12, 16), batch))
     total, count = np.zeros((1, 40, 52, 3)), np.zeros((40, 52, 1))
     for y in (0, 12, 24):
         for x in (0, 16, 28):
@@ -136,8 +131,8 @@ def test_slide_averages_windows_that_end_at_the_border(batch):
 def test_slide_takes_an_image_smaller_than_the_window_whole():
     model, variables = make_model()
     image = pictures(1, 12, 16)
-    logits = predict.forward(model, "float32")
-    slid = predict.slide(logits, (64, 64), (32, 32))
+    logits = links.forward(model, "float32")
+    slid = links.slide(logits, (64, 64), (32, 32))
     np.testing.assert_allclose(slid(variables, image), logits(variables, image), atol=1e-6)
 
 
@@ -155,10 +150,73 @@ def test_flip_of_a_mirrored_image_is_the_mirrored_result():
     assert np.abs(straight - jax.nn.softmax(plain)).max() > 1e-3  # the second look matters
 
 
+def test_scales_average_the_probabilities_of_resized_images():
+    """Against NumPy: each look is the plain chain of an image of that size."""
+    model, variables = make_model()
+    image = pictures(2, 24, 32)
+    config = ConfigDict({"scales": (0.5, 1.0, 1.5)})
+    got = predict.make_scores(model, config, dtype="float32")(variables, image, (30, 40))
+    plain = predict.make_scores(model, None, dtype="float32")
+    total = 0
+    for size in ((12, 16), (24, 32), (36, 48)):
+        resized = np.rint(numpy_resize(image.astype(np.float64), size)).astype(np.uint8)
+        logits = np.asarray(plain(variables, resized, (30, 40)), np.float64)
+        total += np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    # A grey level on the edge of rounding may fall to the other side.
+    np.testing.assert_allclose(got, total / 3, atol=2e-3)
+
+
+def test_one_scale_without_flip_is_the_plain_forward():
+    model, variables = make_model()
+    image = pictures(1, 24, 32)
+    plain, one = (
+        predict.make_scores(model, config, dtype="float32")(variables, image, (24, 32))
+        for config in (None, ConfigDict({"scales": (1.0,), "flip": False}))
+    )
+    np.testing.assert_array_equal(plain, one)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, {"flip": True}, {"scales": (0.5, 1.0)}, {"slide": {"crop": (16, 16), "stride": (8, 8)}}],
+)
+def test_probabilities_sum_to_one_and_agree_with_the_labels(config):
+    model, variables = make_model()
+    image = pictures(2, 24, 24)
+    p = predict.make_probabilities(model, config, dtype="float32")(variables, image, (24, 24))
+    np.testing.assert_allclose(p.sum(-1), 1, atol=1e-5)
+    labels = predict.make_predict(model, config, dtype="float32")(variables, image, (24, 24))
+    np.testing.assert_array_equal(labels, p.argmax(-1))
+
+
+def test_the_crf_refines_what_the_links_before_it_say():
+    """By the op's own definition, on the picture at the size asked for."""
+    model, variables = make_model()
+    image = pictures(2, 24, 24)
+    settings = dict(iterations=3, bilateral_sxy=8.0, bilateral_srgb=40.0, method="exact")
+    config = ConfigDict({"flip": True, "crf": settings})
+    got = predict.make_scores(model, config, dtype="float32")(variables, image, (12, 18))
+    before = predict.make_scores(model, {"flip": True}, dtype="float32")
+    before = before(variables, image, (12, 18))
+    picture = numpy_resize(image.astype(np.float64), (12, 18))
+    np.testing.assert_allclose(got, dense_crf(before, picture, **settings), atol=1e-5)
+    assert np.abs(got - before).max() > 1e-2
+    none = ConfigDict({"flip": True, "crf": settings | {"iterations": 0}})
+    none = predict.make_scores(model, none, dtype="float32")(variables, image, (12, 18))
+    np.testing.assert_array_equal(none, before)
+
+
 def test_the_chain_is_the_same_over_eight_devices():
     model, variables = make_model()
     image = pictures(8, 24, 24)
-    config = ConfigDict({"flip": True, "slide": {"crop": (16, 16), "stride": (8, 8)}})
+    config = ConfigDict(
+        {
+            "flip": True,
+            "slide": {"crop": (16, 16), "stride": (8, 8)},
+            "scales": (0.75, 1.0),
+            "crf": {"iterations": 2},
+        }
+    )
     labels = predict.make_predict(model, config, dtype="float32")
     expected = labels(variables, image, (24, 24))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -175,122 +233,13 @@ def test_the_chain_is_the_same_over_eight_devices():
         ({"slide": {"crop": (8, 8), "strides": (8, 8)}}, "did you mean 'stride'"),
         ({"slide": {"crop": (8, 8), "stride": (9, 8)}}, "cover each pixel"),
         ({"slide": {"crop": (8, 8), "stride": (8,)}}, "(height, width)"),
+        ({"scales": (1.0, 0.0)}, "factors of the image's size"),
+        ({"scales": ("1",)}, "factors of the image's size"),
+        ({"crf": {"iterations": -1}}, "crf.iterations=-1"),
+        ({"crf": {"iterations": 5, "sxy": 3}}, "unknown argument 'sxy'"),
     ],
 )
 def test_a_mistake_in_config_predict_is_told(config, words):
     with pytest.raises(UserError) as error:
         predict.make_scores(make_model()[0], ConfigDict(config), dtype="float32")
     assert words in str(error.value)
-
-
-# ---- files ----
-
-
-@dataclasses.dataclass
-class ByBrightness:
-    """Stands for a Segmentation: the class is the third of the range that green falls in."""
-
-    classes = CLASSES
-    palette = PALETTE
-    chain = {}
-
-    def segment(self, images):
-        assert images.dtype == np.uint8 and images.ndim == 4
-        return images[..., 1].astype(np.int32) // 86
-
-
-def save(path, array, **arguments):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **arguments)
-    return array
-
-
-def test_each_result_is_named_after_its_input_and_holds_its_labels(tmp_path):
-    root, output = tmp_path / "in", tmp_path / "out"
-    arrays = {
-        "a": save(root / "a.png", pictures(20, 30)),
-        "day/b": save(root / "day" / "b.bmp", pictures(25, 20)),
-        "day/v1.2": save(root / "day" / "v1.2.tiff", pictures(20, 30)),
-    }
-    (root / "notes.txt").write_text("no image")
-    for given in (str(root), f"{root}/**/*", f"{root}/*", str(root / "day" / "b.bmp")):
-        number = predict_files.predict_files([given], str(output), ByBrightness())
-        names = sorted(p.relative_to(output).as_posix() for p in output.rglob("*.png"))
-        expected = ["a", "day/b", "day/v1.2"]
-        expected = ["a"] if given.endswith("in/*") else expected
-        expected = ["b"] if given.endswith("b.bmp") else expected
-        assert number == len(expected)
-        assert names == sorted(f"{e}{s}.png" for e in expected for s in ("", "_overlay"))
-        for name in expected:
-            array = arrays.get(name, arrays["day/b"])
-            with Image.open(output / f"{name}.png") as picture:
-                assert picture.mode == "P"
-                np.testing.assert_array_equal(np.asarray(picture), array[..., 1] // 86)
-                assert tuple(picture.getpalette()[:9]) == sum(PALETTE, ())
-            with Image.open(output / f"{name}_overlay.png") as picture:
-                assert picture.width > array.shape[1]
-        for path in output.rglob("*.png"):
-            path.unlink()
-
-
-def test_an_image_on_its_side_is_turned_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn by 90 degrees clockwise to view
-    array = np.repeat(np.repeat(pictures(4, 6), 8, 0), 8, 1)
-    save(tmp_path / "in" / "x.png", array, exif=exif)
-    predict_files.predict_files([str(tmp_path / "in")], str(tmp_path / "out"), ByBrightness())
-    labels = np.asarray(Image.open(tmp_path / "out" / "x.png"))
-    np.testing.assert_array_equal(labels, np.rot90(array[..., 1] // 86, -1))
-
-
-def test_unreadable_images_are_named_and_the_others_done(tmp_path, capsys):
-    save(tmp_path / "in" / "good.png", pictures(20, 30))
-    save(tmp_path / "in" / "short.png", pictures(200, 300))
-    whole = (tmp_path / "in" / "short.png").read_bytes()
-    (tmp_path / "in" / "short.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "in" / "fake.jpg").write_text("hello")
-    output = tmp_path / "out"
-    with pytest.raises(UserError, match="2 of 3 images could not be read") as error:
-        predict_files.predict_files([str(tmp_path / "in")], str(output), ByBrightness())
-    assert "short.png" in str(error.value) and "fake.jpg" in str(error.value)
-    assert sorted(p.name for p in output.iterdir()) == ["good.png", "good_overlay.png"]
-    said = capsys.readouterr().out
-    assert "1 of 3 images segmented" in said and "left out" in said
-
-
-def test_an_output_that_cannot_be_written_is_told(tmp_path):
-    save(tmp_path / "x.bmp", pictures(8, 8))
-    (tmp_path / "out").write_text("a file is in the way")
-    with pytest.raises(UserError, match="cannot write the results of .*x.bmp"):
-        predict_files.predict_files(
-            [str(tmp_path / "x.bmp")], str(tmp_path / "out"), ByBrightness()
-        )
-
-
-@pytest.mark.parametrize("given", ["nothing/*.jpg", "nowhere", "empty", "x.txt/*"])
-def test_inputs_without_images_are_an_error(tmp_path, monkeypatch, given):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no image found") as error:
-        predict_files.find_images([given], "out")
-    assert given in str(error.value)
-
-
-def test_results_that_would_meet_are_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a/x.png", "b/x.png", "b/x.bmp", "c/y.png", "c/y_overlay.png"):
-        save(tmp_path / name, pictures(4, 4))
-    for inputs in (["a", "b/x.png"], ["b"], ["c"]):
-        with pytest.raises(UserError, match="would both be written to"):
-            predict_files.find_images(inputs, "out")
-    with pytest.raises(UserError, match="overwrite the input"):
-        predict_files.find_images(["a"], "a")
-    assert list(predict_files.find_images(["a", "a/x.png", "a/*"], "out")) == ["x"]
-
-
-def test_results_within_the_searched_folder_are_no_inputs(tmp_path):
-    save(tmp_path / "x.bmp", pictures(8, 8))
-    output = tmp_path / "out"
-    for _ in range(2):
-        predict_files.predict_files([str(tmp_path)], str(output), ByBrightness())
-        assert sorted(p.name for p in output.rglob("*")) == ["x.png", "x_overlay.png"]

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 
 
 def adaptive_avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -45,11 +46,11 @@ def bins(n: int, k: int) -> list[tuple[int, int]]:
 
 
 def _means(n: int, k: int) -> np.ndarray:
-    """The means over the bins of an axis as a matrix [k, n]."""
-    matrix = np.zeros((k, n))
-    for row, (begin, end) in zip(matrix, bins(n, k), strict=True):
-        row[begin:end] = 1 / (end - begin)
-    return matrix
+    """The means over the bins of an axis as a matrix [k, n]; `n` may be symbolic."""
+    xp = jnp if is_symbolic_dim(n) else np
+    pixel, i = xp.arange(n), np.arange(k)[:, None]
+    begin, end = i * n // k, -(-(i + 1) * n // k)
+    return ((pixel >= begin) & (pixel < end)) / (end - begin)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

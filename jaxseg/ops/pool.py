@@ -18,7 +18,9 @@ def max_pool(
     row order receives the gradient, as there. XLA's own gradient (select-and-scatter) is slow on
     every platform; this one reads shifted images only.
     """
-    _, outside = _extent(x.shape[1:3], window, strides, padding, ceil_mode)
+    outside = ((padding, padding),) * 2  # pixels after the last window do no harm here
+    if ceil_mode:
+        _, outside = _extent(x.shape[1:3], window, strides, padding, ceil_mode)
     return jax.lax.reduce_window(
         x,
         -jnp.inf,

@@ -1,0 +1,80 @@
+"""Images too large for one piece: the same labels as the ordinary chain, in bounded memory."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_predict import make_model, pictures
+
+from jaxseg import large, predict
+from jaxseg.api import Segmentation
+from jaxseg.errors import UserError
+from jaxseg.ops.resize import resize, resize_rows
+
+SLIDE = {"slide": {"crop": (16, 24), "stride": (12, 16), "batch": 2}}
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Images of more than 40 x 40 pixels and three classes are large."""
+    monkeypatch.setattr(large, "WHOLE", 40 * 40 * 3)
+    monkeypatch.setattr(large, "BAND", 64 * 3 * 7)
+
+
+def both(config, image, size):
+    """Labels of the ordinary chain, and of the one in bands."""
+    model, variables = make_model()
+    plain = predict.make_predict(model, config, dtype="float32")(variables, image[None], size)
+    banded = large.make_segment(model, config, 3, dtype="float32")(variables, image, size)
+    assert banded.shape == size and banded.dtype == np.int32
+    return np.asarray(plain)[0], banded
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(9, 7), (40, 33), (24, 16)])
+def test_rows_of_a_resized_image_are_those_of_the_whole(size, align_corners):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 24, 16, 3)), jnp.float32)
+    whole = resize(x, size, align_corners=align_corners)
+    for start, rows in ((0, size[0]), (2, 5), (size[0] - 3, 3)):
+        part = resize_rows(x, size, start, rows, align_corners)
+        np.testing.assert_allclose(part, whole[:, start : start + rows], atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [None, SLIDE, {"flip": True}, {"scales": (0.5, 1.0)}])
+def test_a_small_image_enlarged_in_bands_has_the_labels_of_one_enlarged_whole(
+    little_memory, config
+):
+    plain, banded = both(config, pictures(24, 32), (100, 64))
+    assert (plain == banded).mean() > 0.999
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(52, 64), (49, 41), (100, 24), (16, 301)])
+def test_windows_along_bands_give_the_labels_of_windows_over_the_whole(little_memory, size, flip):
+    assert large.is_large(size, 3)
+    plain, banded = both(SLIDE | {"flip": flip}, pictures(*size), size)
+    assert (plain == banded).mean() > 0.999
+
+
+def test_a_segmentation_takes_large_images_by_itself(little_memory):
+    model, variables = make_model()
+    names = ("a", "b", "c")
+    colors = ((0, 0, 0), (1, 1, 1), (2, 2, 2))
+    seg = Segmentation(model, variables, names, colors, chain=SLIDE)
+    images = pictures(2, 52, 64)
+    expected = predict.make_predict(model, SLIDE, dtype="float32")(variables, images, (52, 64))
+    assert (np.asarray(seg.segment(images)) == np.asarray(expected)).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (None, "config.predict.slide.crop"),
+        (SLIDE | {"scales": (0.5, 1.0)}, "without scales"),
+        (SLIDE | {"crf": {"iterations": 2}}, "too large for config.predict.crf"),
+    ],
+)
+def test_what_cannot_be_done_in_bands_is_told(little_memory, config, words):
+    with pytest.raises(UserError, match=words):
+        model, variables = make_model()
+        segment = large.make_segment(model, config, 3, dtype="float32")
+        segment(variables, pictures(64, 64), (64, 64))
