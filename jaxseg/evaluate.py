@@ -1,14 +1,17 @@
-"""Evaluation: one confusion matrix of integer counts over a split, every figure from it.
+"""Evaluation: integer counts over a split, every figure from them.
 
 Each image counts exactly once, whatever the batch size and the number of devices: ragged batches
-are padded and masked, logits are resized to the label's own size before the argmax by the chain of
-config.predict, and the counts are summed in int64.
+are padded and masked, scores are resized to the label's own size before the argmax by the chain of
+config.predict, and the counts are summed in int64. While a run trains, `run` counts a confusion
+matrix and nothing else; `evaluate_checkpoint` has every figure, by `jaxseg.measure`.
 """
 
+import dataclasses
 import json
 import pathlib
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,14 +19,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, data, metrics, models, predict, visualize
+from jaxseg import checkpoint, data, figures, measure, metrics, models, plots, predict, visualize
 from jaxseg import state as states
 from jaxseg.console import duration, say
 from jaxseg.data.base import Description
-from jaxseg.errors import UserError
+from jaxseg.figures import summarize  # noqa: F401 (training calls it here)
+from jaxseg.metrics import cityscapes, images
 from jaxseg.sharding import local_rows, make_mesh, over_batch, replicated, shard_batch
 
-OVERLAYS = 8  # evaluated samples shown as pictures in the workdir
+OVERLAYS = 8  # pictures in the workdir: of the first images, of the worst and of the best
 
 
 def make_eval_step(model, config: ConfigDict, description: Description, mesh: Mesh) -> Callable:
@@ -102,13 +106,89 @@ def batches(config: ConfigDict, description: Description, split: str, mesh: Mesh
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A checkpoint and the split to evaluate it on.
+
+    Attributes:
+      config: the run's config.
+      description, split: the data; `number` images.
+      mesh: the devices.
+      variables: of the model, on them.
+      step: of the checkpoint.
+      instances: image id -> file of Cityscapes' instance ids; empty where there are none.
+    """
+
+    config: ConfigDict
+    description: Description
+    split: str
+    number: int
+    mesh: Mesh
+    variables: Any
+    step: int
+    instances: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.description.name}/{self.split}"
+
+    def samples(
+        self, steps: Mapping[str, Callable], also: Callable = lambda sample: None
+    ) -> Iterator[measure.Sample]:
+        """`measure.samples` of the split, and a line of progress every ten seconds.
+
+        Args:
+          steps: variant -> what `measure.make_step` returns.
+          also: called with every sample, in threads, when its counts are complete.
+        """
+        examine = measure.make_examine(self.description, self.instances)
+
+        def both(sample):
+            examine(sample)
+            also(sample)
+
+        rows = batches(self.config, self.description, self.split, self.mesh)
+        began = told = time.monotonic()
+        found = measure.samples(steps, self.variables, rows, self.mesh, both)
+        for done, sample in enumerate(found, 1):
+            yield sample
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                left = duration((told - began) * (self.number - done) / done)
+                say(f"{done}/{self.number} images, {left} left")
+
+
+def prepare(config: ConfigDict, workdir: str, split: str | None, step: int | None) -> Task:
+    """Loads what `evaluate_checkpoint` describes."""
+    split = split or config.eval.split
+    description = data.get(config.data)
+    mesh = make_mesh(config.devices)
+    model = models.get(config.model, num_classes=description.num_classes)
+    abstract = states.abstract_variables(model, tuple(config.augment.crop))
+    variables, meta = checkpoint.load_model(workdir, abstract, step=step)
+    records = description.records(split)
+    task = Task(
+        config=config,
+        description=description,
+        split=split,
+        number=len(records),
+        mesh=mesh,
+        variables=jax.device_put(variables, replicated(mesh)),
+        step=meta["step"],
+        instances=cityscapes.find_instances(records) if figures.is_cityscapes(description) else {},
+    )
+    say(f"\nevaluating step {task.step} on {task.number} images of {task.name}")
+    return task
+
+
 def evaluate_checkpoint(
     config: ConfigDict, workdir: str, split: str | None = None, step: int | None = None
 ) -> dict[str, Any]:
-    """Evaluates a run's checkpoint on a split; prints the table and leaves figures and pictures.
+    """Evaluates a run's checkpoint on a split; prints the figures and leaves them and pictures.
 
-    Writes `results-SPLIT.json` (protocol, figures, confusion matrix) and `predictions/` (overlays
-    of the first images) into the workdir.
+    Writes into the workdir `results-SPLIT.json` (protocol, figures, confusion matrix),
+    `reliability-SPLIT.png`, and `predictions/`: overlays of the first images and comparisons with
+    the truth, and in `SPLIT-worst/` and `SPLIT-best/` those of the lowest and highest mIoU.
 
     Args:
       config: the run's config; `eval`, `predict` and `data` may differ from those of training.
@@ -117,75 +197,83 @@ def evaluate_checkpoint(
       step: the checkpoint to take; the best when None.
 
     Returns:
-      The summary of `metrics.summarize`.
+      The figures, see `figures.compute`.
 
     Raises:
       UserError: no such checkpoint, or it does not fit the config's model; no such split.
     """
-    split = split or config.eval.split
-    description = data.get(config.data)
-    mesh = make_mesh(config.devices)
-    model = models.get(config.model, num_classes=description.num_classes)
-    abstract = states.abstract_variables(model, tuple(config.augment.crop))
-    variables, meta = checkpoint.load_model(workdir, abstract, step=step)
-    variables = jax.device_put(variables, replicated(mesh))
-    number = len(description.records(split))
-    say(f"\nevaluating step {meta['step']} on {number} images of {description.name}/{split}")
-
-    began = told = time.monotonic()
-
-    def progress(images: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > 10:
-            told = time.monotonic()
-            left = duration((told - began) * (number - images) / max(images, 1))
-            say(f"{images}/{number} images, {left} left")
-
-    counts, kept = run(
-        make_eval_step(model, config, description, mesh),
-        variables,
-        batches(config, description, split, mesh),
-        description.num_classes,
-        mesh,
-        progress,
-        keep=OVERLAYS,
-    )
+    task = prepare(config, workdir, split, step)
+    model = models.get(config.model, num_classes=task.description.num_classes)
+    one = "base"  # the only variant of the chain
+    steps = {one: measure.make_step(model, config, task.description, task.mesh)}
+    total = measure.Total()
+    pictures = {
+        "first": measure.Shortlist(OVERLAYS),
+        "worst": measure.Shortlist(OVERLAYS),
+        "best": measure.Shortlist(OVERLAYS),
+    }
+    began = time.monotonic()
+    for place, sample in enumerate(task.samples(steps)):
+        total.add(sample.id, sample.counts[one])
+        miou = images.image_miou(total.images[sample.id]["classes"][None])[0]
+        arrays = (sample.image, sample.truth, sample.labels[one])
+        pictures["first"].offer(-place, sample.id, arrays)
+        if not np.isnan(miou):
+            pictures["worst"].offer(-miou, sample.id, arrays)
+            pictures["best"].offer(miou, sample.id, arrays)
     seconds = time.monotonic() - began
-    summary = summarize(counts, description, split)
-    say(metrics.table(summary))
+
+    result = {
+        "dataset": task.description.name,
+        "split": task.split,
+        "images": task.number,
+        "step": task.step,
+        "protocol": {"eval": config.eval.to_dict(), "predict": config.predict.to_dict()},
+        "images_per_s": round(task.number / seconds, 3),
+        **figures.compute(total.of_all_hosts(), task.description, task.split),
+    }
+    say(figures.report(result))
+    folder = pathlib.Path(workdir)
+    predictions = folder / "predictions"
     if jax.process_index() == 0:
-        folder = pathlib.Path(workdir)
-        result = {
-            "dataset": description.name,
-            "split": split,
-            "images": number,
-            "step": meta["step"],
-            "protocol": {"eval": config.eval.to_dict(), "predict": config.predict.to_dict()},
-            "images_per_s": round(number / seconds, 3),
-            **summary,
-            "confusion": counts.tolist(),
-        }
-        (folder / f"results-{split}.json").write_text(json.dumps(result, indent=1))
-        save_overlays(folder / "predictions", kept, description)
-    return summary
+        (folder / f"results-{task.split}.json").write_text(json.dumps(result, indent=1))
+        diagram = plots.reliability_diagram(result["calibration"], f"{task.name}, step {task.step}")
+        visualize.save_png(folder / f"reliability-{task.split}.png", diagram)
+        save_overlays(predictions, pictures["first"], task.description)
+    for kind in ("worst", "best"):
+        save_extremes(predictions / f"{task.split}-{kind}", pictures[kind], result, kind, task)
+    return result
 
 
-def summarize(counts: np.ndarray, description: Description, split: str) -> dict[str, Any]:
-    """`metrics.summarize`; raises `UserError` where no pixel of the split has a label."""
-    if not counts.any():
-        raise UserError(f"{description.name}/{split} has no labelled pixel to evaluate on")
-    return metrics.summarize(counts, description.classes)
+def save_extremes(
+    folder: pathlib.Path, kept: Iterable, result: Mapping[str, Any], kind: str, task: Task
+) -> None:
+    """The pictures of those images that are the 'worst' or 'best' ones of all hosts', no others."""
+    fresh_folder(folder)
+    chosen = {row["id"] for row in result["per_image"][kind]}
+    save_compared(folder, (item for item in kept if item[0] in chosen), task.description)
 
 
-def save_overlays(folder: pathlib.Path, kept: list, description: Description) -> None:
-    """Writes for each sample that `run` kept the overlay of the prediction, beside the truth's."""
+def fresh_folder(folder: pathlib.Path) -> None:
+    """Removes pictures of an earlier evaluation, of which others would be worst; on one process."""
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    measure.gathered(None)  # no process writes before
+
+
+def save_overlays(folder: pathlib.Path, kept: Iterable, description: Description) -> None:
+    """Writes for each (id, image, truth, labels) `ID_overlay.png` and `ID_compared.png`."""
     for name, image, truth, labels in kept:
-        path = folder / f"{name}_overlay.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        save_compared(folder, [(name, image, truth, labels)], description)
         image = visualize.nearest(image, truth.shape)
-        palette, classes = description.palette, description.classes
-        visualize.save_png(path, visualize.overlay(image, labels, palette, classes))
-        visualize.save_png(
-            folder / f"{name}_compared.png",
-            visualize.side_by_side(image, truth, labels, palette),
-        )
+        picture = visualize.overlay(image, labels, description.palette, description.classes)
+        visualize.save_png(folder / f"{name}_overlay.png", picture)
+
+
+def save_compared(folder: pathlib.Path, kept: Iterable, description: Description) -> None:
+    """Writes for each (id, image, truth, labels) `ID_compared.png`: the three side by side."""
+    for name, image, truth, labels in kept:
+        path = folder / f"{name}_compared.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = visualize.side_by_side(image, truth, labels, description.palette)
+        visualize.save_png(path, picture)

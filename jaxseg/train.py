@@ -261,8 +261,9 @@ def _finish(config: ConfigDict, folder: str) -> dict[str, Any]:
     say(
         f"""
 In {folder}:
-  results-{config.eval.final_split}.json   the figures above and the confusion matrix
-  predictions/        overlays of images of the {config.eval.final_split} split
+  results-{config.eval.final_split}.json   the figures above and all others, the confusion matrix
+  reliability-{config.eval.final_split}.png   how far its confidence can be trusted
+  predictions/        overlays of images of the {config.eval.final_split} split; the worst, the best
   checkpoints/        the best and the latest weights
   metrics.jsonl       every step's loss; tensorboard/ the same as curves, with pictures
 Next:

@@ -1,11 +1,16 @@
 """Evaluation: exact for any batch size and number of devices, equal to a plain NumPy count."""
 
+import dataclasses
+import json
+import pathlib
+
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
-from jaxseg import data, evaluate, models, predict
+from jaxseg import checkpoint, data, evaluate, models, predict
 from jaxseg import state as states
 from jaxseg.data.base import Description, Record
 from jaxseg.errors import UserError
@@ -27,6 +32,12 @@ def description() -> Description:
     return Description("seven", CLASSES, palette, ("val",), lambda split: records)
 
 
+def one_size() -> Description:
+    """Those five that are of one size, so that a program is compiled once."""
+    records = [r for r in description().records("val") if r.label().shape == SIZES[0]]
+    return dataclasses.replace(description(), records=lambda split: records)
+
+
 def config(batch_size: int, base_size: tuple[int, ...] = (), flip: bool = False) -> ConfigDict:
     return ConfigDict(
         dict(
@@ -44,8 +55,7 @@ def config(batch_size: int, base_size: tuple[int, ...] = (), flip: bool = False)
     )
 
 
-@pytest.fixture(scope="module")
-def variables():
+def random_variables():
     """Random weights that give every class somewhere."""
     model = models.get(config(1).model, num_classes=3)
     variables = jax.jit(
@@ -53,6 +63,11 @@ def variables():
     )()
     variables["params"]["head"]["classifier"]["conv"]["kernel"] *= 100
     return variables
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return random_variables()
 
 
 def count(setting: ConfigDict, variables, devices: int) -> tuple[np.ndarray, list]:
@@ -115,3 +130,67 @@ def test_averaged_parameters_are_evaluated_when_kept(variables):
     )
     assert state.variables()["params"] == {"w": 2}
     assert state.replace(ema=None).variables()["params"] == {"w": 1}
+
+
+def write_run(folder: pathlib.Path, variables) -> pathlib.Path:
+    """A run with nothing but a checkpoint of the tiny network."""
+    state = states.TrainState(
+        step=np.int32(7),
+        params=variables["params"],
+        model_state={"batch_stats": variables["batch_stats"]},
+        opt_state={},
+    )
+    checkpointer = checkpoint.Checkpointer(folder)
+    meta = {"step": 7, "classes": CLASSES, "palette": description().palette}
+    checkpointer.save(7, state, meta, score=0.5)
+    checkpointer.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, variables):
+    return write_run(tmp_path_factory.mktemp("run"), variables)
+
+
+def run_config() -> ConfigDict:
+    setting = config(3)
+    setting.devices, setting.augment = 1, dict(crop=(40, 56))
+    setting.data = dict(name="tests.test_evaluate")
+    return setting
+
+
+def describe() -> Description:
+    """`config.data.name` may be any module with this function."""
+    return description()
+
+
+def test_a_checkpoint_leaves_figures_a_diagram_and_pictures(workdir, capsys):
+    stale = workdir / "predictions" / "val-worst" / "old_compared.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"")
+    summary = evaluate.evaluate_checkpoint(run_config(), str(workdir))
+    result = json.loads((workdir / "results-val.json").read_text())
+    assert result == json.loads(json.dumps(summary))
+    assert (result["dataset"], result["images"], result["step"]) == ("seven", 7, 7)
+    assert np.sum(result["confusion"]) == result["pixels"]
+    with Image.open(workdir / "reliability-val.png") as picture:
+        assert picture.mode == "RGB"
+    ids = {str(i) for i in range(7)}
+    found = lambda folder, ending: {  # noqa: E731
+        path.name.removesuffix(ending)
+        for path in (workdir / "predictions" / folder).glob(f"*{ending}")
+    }
+    assert found("", "_overlay.png") == found("", "_compared.png") == ids
+    for kind in ("worst", "best"):
+        assert found(f"val-{kind}", "_compared.png") == {r["id"] for r in result["per_image"][kind]}
+    assert not stale.exists()
+    assert "worst: " + result["per_image"]["worst"][0]["id"] in capsys.readouterr().out
+
+
+def test_only_extremes_have_pictures(workdir, monkeypatch):
+    monkeypatch.setattr(evaluate, "OVERLAYS", 2)
+    result = evaluate.evaluate_checkpoint(run_config(), str(workdir))
+    for kind in ("worst", "best"):
+        names = [p.name for p in (workdir / "predictions" / f"val-{kind}").iterdir()]
+        first = [row["id"] for row in result["per_image"][kind][:2]]
+        assert sorted(names) == sorted(f"{id}_compared.png" for id in first)
