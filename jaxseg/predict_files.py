@@ -1,231 +1,246 @@
-"""Image files to label files: what the inputs mean, where the results go, and the loop between.
+"""From image and video files to results: the loop between.
 
-Images go through the model one at a time; threads read ahead and write meanwhile.
+What the inputs stand for is in `jaxseg.inputs`, what is written in `jaxseg.outputs`. Images go
+through the model one at a time, frames of a video a few at a time; threads read ahead and write
+meanwhile.
 """
 
-import collections
-import glob
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from jaxseg import predict, visualize
+from jaxseg import inputs, outputs, video
 from jaxseg.console import duration, say
 from jaxseg.data import reading
-from jaxseg.data.files import IMAGE_SUFFIXES
 from jaxseg.errors import UserError
+from jaxseg.ordered import in_order
 
-# What stands behind an image's name in the names of its results.
-LABEL, OVERLAY, UNCERTAINTY = ".png", "_overlay.png", "_uncertainty.png"
-
-
-def find_images(
-    inputs: Sequence[str], output: str, endings: Sequence[str] = (LABEL, OVERLAY)
-) -> dict[str, pathlib.Path]:
-    """The images that `inputs` stand for, by the name that their results get.
-
-    Args:
-      inputs: files, folders (searched with all sub-folders) and globs ('**' included).
-      output: the folder of results; where it lies within a searched folder, it is left out.
-      endings: of the files that will be written for each image.
-
-    Returns:
-      Name -> path. The name has no suffix, and keeps the sub-folders below a given folder or
-      below the part of a glob that has no wildcard.
-
-    Raises:
-      UserError: an input matches no image, or two files would be written under one name.
-    """
-    inside = pathlib.Path(output).resolve()
-    found, seen = {}, set()
-    for given in inputs:
-        new = 0
-        for path, root in _matches(given):
-            real = path.resolve()
-            if root.resolve() in inside.parents and inside in real.parents:
-                continue  # a result of an earlier call
-            new += 1
-            if real in seen:
-                continue
-            seen.add(real)
-            name = path.relative_to(root).with_suffix("").as_posix()
-            found.setdefault(name, []).append(path)
-        if not new:
-            raise UserError(
-                f"--input {given}: no image found. Expected a file, a folder or a glob in quotes; "
-                f"folders and globs are searched for {' '.join(IMAGE_SUFFIXES)}"
-            )
-    _refuse_collisions(found, inside, endings, seen)
-    return {name: paths[0] for name, paths in sorted(found.items())}
-
-
-def _matches(given: str) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """(path, the folder that its name is relative to) of one input."""
-    path = pathlib.Path(given)
-    if path.is_file():
-        return [(path, path.parent)]
-    if path.is_dir():
-        root, candidates = path, sorted(path.rglob("*"))
-    else:
-        wild = (i for i, part in enumerate(path.parts) if any(c in part for c in "*?["))
-        root = pathlib.Path(*path.parts[: next(wild, 0)])
-        candidates = sorted(map(pathlib.Path, glob.glob(given, recursive=True)))
-    return [
-        (candidate, root)
-        for candidate in candidates
-        if candidate.suffix.lower() in IMAGE_SUFFIXES
-        and not candidate.name.startswith(".")
-        and candidate.is_file()
-    ]
-
-
-def _refuse_collisions(
-    found: Mapping[str, list], output: pathlib.Path, endings: Sequence[str], inputs: set
-) -> None:
-    """`found`: name -> paths. `inputs`: every input, resolved, as is `output`."""
-    writers = collections.defaultdict(list)
-    for name, paths in found.items():
-        for ending in endings:
-            writers[output / f"{name}{ending}"] += paths
-    for result, paths in writers.items():
-        if len(paths) > 1:
-            raise UserError(
-                f"{paths[0]} and {paths[1]} would both be written to {result}: rename one, give "
-                "the folder above both (sub-folders are kept), or use two --output folders"
-            )
-        if result in inputs:
-            raise UserError(
-                f"{paths[0]}: its result would overwrite the input {result}; "
-                "give another --output folder"
-            )
+THREADS = 8
+# Images that are read before their turn, and whose results wait or are being written.
+READ_AHEAD, WRITE_BEHIND = 4, 8
+# Results of an image of more pixels are written before the next image goes through: those of
+# 8,000 x 8,000 pixels take more than 1 GB while they are made.
+LARGE = 2**24
 
 
 def predict_files(
-    inputs: Sequence[str],
+    given: Sequence[str],
     output: str,
     segmentation: Any,
     *,
-    overlays: bool = True,
-    threads: int = 4,
+    write: Sequence[str] = outputs.DEFAULT,
 ) -> int:
-    """Segments image files; `<name>.png` holds class indices, `<name>_overlay.png` is to look at.
+    """Segments image and video files; `jaxseg.outputs` says what is written and how it is called.
 
-    Where the chain samples (config.predict.samples), `<name>_uncertainty.png` shows how much the
-    samples differ, see `_uncertainty_picture`.
+    Each image goes through at its own size, so each size is compiled once. The frames of a video
+    NAME.mp4 are images called NAME/000000, NAME/000001 and so on; their overlays become the film
+    NAME_overlay.mp4 of the same frame rate and size, without legend.
 
-    Each image goes through at its own size, so each size is compiled once. An image that cannot be
-    read is reported, and the others are done all the same.
+    An image that cannot be read is reported, and the others are done all the same; of a video that
+    breaks off, the frames before that.
 
     Args:
-      inputs: files, folders and globs, see `find_images`.
+      given: files, folders and globs, see `jaxseg.inputs.find`.
       output: folder to write to; made when absent.
       segmentation: a `jaxseg.api.Segmentation`.
-      overlays: whether to write the overlays too.
-      threads: readers, and as many writers.
+      write: what to write, of `jaxseg.outputs.KNOWN`.
 
     Returns:
-      The number of images segmented.
+      The number of images segmented, each frame of a video being one.
 
     Raises:
-      UserError: as `find_images`; a result cannot be written; or, after all others are done, lists
-        the images that could not be read.
+      UserError: as `find`; `write` names something unknown; a package is missing; a result
+        cannot be written; or, after all others are done, lists what could not be segmented.
     """
-    sampled = bool(segmentation.chain.get("samples"))
-    endings = (LABEL, OVERLAY, UNCERTAINTY) if sampled else (LABEL, OVERLAY)
-    images = find_images(inputs, output, endings)
-    folder = pathlib.Path(output)
+    write = outputs.known(write)
+    if segmentation.chain.get("samples"):
+        write += ("uncertainty",)
+    images, videos = inputs.find(given, output, write)
+    for path in videos.values():
+        video.pyav(path)
+    maps = outputs.make_maps(segmentation, write)
+    folder = make_folder(output)
+    done, failures = 0, []
+    with (
+        outputs.Results(folder, segmentation, write) as results,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
 
-    def segment(image):
-        """Labels [1, h, w], and the variance averaged over classes [1, h, w] or None."""
-        if not sampled:
-            return segmentation.segment(image), None
-        mean, variance = segmentation.uncertainty(image)
-        return predict.to_labels(mean), variance.mean(-1)
+        def save(name, image, batch):
+            results.save(name, name + images[name].suffix, image, outputs.of_one(batch, 0))
 
-    def write(name, image, labels, variance):
-        labels = np.asarray(labels)[0]
-        path = folder / f"{name}{LABEL}"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            visualize.save_label_png(path, labels, segmentation.palette)
-            if overlays:
-                picture = visualize.overlay(
-                    image, labels, segmentation.palette, segmentation.classes
-                )
-                visualize.save_png(folder / f"{name}{OVERLAY}", picture)
-            if variance is not None:
-                picture = _uncertainty_picture(np.asarray(variance)[0])
-                visualize.save_png(folder / f"{name}{UNCERTAINTY}", picture)
-        except OSError as error:
-            raise UserError(f"cannot write the results of {images[name]}: {error}") from error
-
-    failures, sizes, writing = [], set(), collections.deque()
-    done, began = 0, time.monotonic()
-    told = began
-    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
-        for name, image in _read_ahead(readers, images, 2 * threads):
-            if isinstance(image, UserError):
-                failures.append(str(image))
-                say(f"left out: {image}")
-                continue
-            if image.shape not in sizes:
-                sizes.add(image.shape)
-                say(f"compiling for {image.shape[1]}x{image.shape[0]} ({images[name]})")
-            writing.append(writers.submit(write, name, image, *segment(image[None])))
-            if len(writing) > 2 * threads:
-                writing.popleft().result()
-            done += 1
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
-                say(f"{done + len(failures)} of {len(images)} images, at {images[name]}")
-        for future in writing:
-            future.result()
-    seconds = time.monotonic() - began
-    say(
-        f"{done} of {len(images)} images segmented into {folder} in {duration(seconds)}: "
-        f"{done / seconds:.2f} images/s, compilation for {len(sizes)} sizes included"
-    )
+        if images:
+            reads = {name: partial(_read, path) for name, path in images.items()}
+            failures += each_image(reads, maps, save, pool, f"into {folder}")
+            done += len(images) - len(failures)
+        for name, path in videos.items():
+            done += _video(name, path, maps, results, pool, failures)
     if failures:
-        shown = "".join(f"\n  {failure}" for failure in failures[:10])
-        more = f"\n  and {len(failures) - 10} more, named above" if len(failures) > 10 else ""
-        raise UserError(f"{len(failures)} of {len(images)} images could not be read:{shown}{more}")
+        what = "images and videos" if videos else "images"
+        number = len(images) + len(videos)
+        raise UserError(f"{len(failures)} of {number} {what} {undone(failures)}")
     return done
 
 
-def _uncertainty_picture(variance: np.ndarray) -> np.ndarray:
-    """White where all samples agree, black where they differ most: uint8 RGB [h, w, 3].
+def make_folder(output: str) -> pathlib.Path:
+    """The folder of --output, made when absent; raises `UserError` where that is impossible."""
+    folder = pathlib.Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: the folder cannot be made ({error.strerror}); give one that you "
+            "may write to"
+        ) from error
+    return folder
 
-    As in the paper's figures (arXiv:1511.02680, figure 1) and in the authors' program, black is
-    the largest value of this very image, so that two images' shades cannot be compared;
-    `Segmentation.uncertainty` gives the values.
+
+def undone(failures: Sequence[str]) -> str:
+    """'could not be segmented:' and up to ten failures, a line each."""
+    shown = "".join(f"\n  {failure}" for failure in failures[:10])
+    more = f"\n  and {len(failures) - 10} more, named above" if len(failures) > 10 else ""
+    return f"could not be segmented:{shown}{more}"
+
+
+def each_image(
+    images: Mapping[str, Callable[[], np.ndarray]],
+    maps: Callable[[np.ndarray], Any],
+    save: Callable[[str, np.ndarray, Any], Any],
+    pool: ThreadPoolExecutor,
+    where: str,
+) -> list[str]:
+    """Reads, segments and saves images; those that cannot be are left out.
+
+    Args:
+      images: name -> a function that returns uint8 RGB [h, w, 3], or raises `UserError`.
+      maps: what is computed of images uint8 [1, h, w, 3]; may raise `UserError` too.
+      save: called on a thread with name, image and what `maps` returned.
+      pool: the threads.
+      where: for the last message, 'into out'.
+
+    Returns:
+      What is wrong with the images that were left out.
+
+    Raises:
+      Whatever `save` raises.
     """
-    share = variance / max(float(variance.max()), np.finfo(np.float32).tiny)
-    grey = np.rint(255 * (1 - share)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    failures, sizes = [], set()
 
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, images: Mapping[str, pathlib.Path], depth: int
-) -> Iterator:
-    """Yields (name, uint8 RGB [h, w, 3] or the UserError that reading raised), in order."""
-
-    def read(path):
+    def attempt(function, *arguments):
         try:
-            return reading.decode_image(path.read_bytes(), str(path))
-        except OSError as error:
-            return UserError(f"{path}: {error.strerror}")
+            return function(*arguments)
         except UserError as error:
             return error
 
-    queue = collections.deque()
-    for name, path in images.items():
-        queue.append((name, pool.submit(read, path)))
-        if len(queue) > depth:
-            name, future = queue.popleft()
-            yield name, future.result()
-    for name, future in queue:
-        yield name, future.result()
+    def tasks():
+        reads = in_order((partial(attempt, read) for read in images.values()), pool, READ_AHEAD)
+        for name, image in zip(images, reads, strict=True):
+            batch = image
+            if not isinstance(image, UserError):
+                if image.shape not in sizes:
+                    sizes.add(image.shape)
+                    say(f"compiling for {_size(image)} ({name})")
+                batch = attempt(maps, image[None])
+            if isinstance(batch, UserError):
+                failures.append(str(batch) if batch is image else f"{name}: {batch}")
+                say(f"left out: {failures[-1]}")
+            elif image.shape[0] * image.shape[1] > LARGE:
+                save(name, image, batch)
+                yield lambda: None  # nothing is left to do
+            else:
+                yield partial(save, name, image, batch)
+
+    began, done, tell = time.monotonic(), 0, _teller(f"of {len(images)} images")
+    for done, _ in enumerate(in_order(tasks(), pool, WRITE_BEHIND), start=1):
+        tell(done + len(failures))
+    seconds = time.monotonic() - began
+    say(
+        f"{done} of {len(images)} images segmented {where} in {duration(seconds)}: "
+        f"{done / seconds:.2f} images/s, compilation for {len(sizes)} sizes included"
+    )
+    return failures
+
+
+def _video(
+    name: str,
+    path: pathlib.Path,
+    maps: Callable[[np.ndarray], Any],
+    results: outputs.Results,
+    pool: ThreadPoolExecutor,
+    failures: list[str],
+) -> int:
+    """Segments the frames of a video and returns their number; adds what is wrong to `failures`.
+
+    `maps` sees batches of one shape: the last one is filled up with its last frame.
+    """
+    filmed = "overlay" in results.write
+
+    def save(number, frame, batch, index):
+        of_frame = outputs.of_one(batch, index)
+        frame_name = f"{name}/{number:06d}"
+        results.save(frame_name, frame_name, frame, of_frame, without=("overlay",))
+        return results.overlay(frame, of_frame["labels"]) if filmed else None
+
+    def tasks():
+        number = 0
+        try:
+            for frames in video.batches(path):
+                if not number:
+                    say(f"compiling for {_size(frames[0])} ({path})")
+                missing = video.batch_size(frames[0]) - len(frames)
+                batch = maps(np.stack(frames + frames[-1:] * missing))
+                for index, frame in enumerate(frames):
+                    yield partial(save, number, frame, batch, index)
+                    number += 1
+        except UserError as error:
+            failures.append(str(error))
+            say(f"{'broken off' if number else 'left out'}: {error}")
+
+    try:
+        rate, total = video.probe(path)
+    except UserError as error:
+        failures.append(str(error))
+        say(f"left out: {error}")
+        return 0
+    began, done = time.monotonic(), 0
+    tell = _teller(f"of {total} frames of {path}" if total else f"frames of {path}")
+    with video.Film(results.folder / f"{name}{inputs.FILM}", rate) as film:
+        for done, picture in enumerate(in_order(tasks(), pool, WRITE_BEHIND), start=1):
+            if filmed:
+                film.add(picture)
+            tell(done)
+    seconds = time.monotonic() - began
+    say(
+        f"{done} frames of {path} segmented into {results.folder} in {duration(seconds)}: "
+        f"{done / seconds:.2f} frames/s, compilation included"
+    )
+    return done
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    try:
+        return reading.decode_image(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def _teller(what: str) -> Callable[[int], None]:
+    """Says how many are done, every five seconds at the most."""
+    told = time.monotonic()
+
+    def tell(done):
+        nonlocal told
+        if time.monotonic() - told > 5:
+            told = time.monotonic()
+            say(f"{done} {what}")
+
+    return tell

@@ -19,7 +19,7 @@ if [ ! -x .venv/bin/python ]; then
         exit 2
     }
 fi
-stamp=".venv/installed-$(cat requirements.txt "$requirements" | cksum | cut -d' ' -f1)"
+stamp=".venv/installed-$(basename "$requirements" .txt)-$(cat requirements*.txt | cksum | cut -d' ' -f1)"
 if [ ! -e "$stamp" ]; then
     echo "installing $requirements (about 2.4 GB with TensorFlow)"
     .venv/bin/python -m pip install --quiet --upgrade pip

@@ -16,6 +16,8 @@ HEAVY = (
     "torch",
     "clu",
     "cv2",
+    "av",
+    "pycocotools",
     "PIL",
     "matplotlib",
     "grain",

@@ -1,6 +1,6 @@
 """ADE20K in the version of the SceneParsing challenge 2016: 150 classes (Zhou et al. 2017).
 
-20,210 training and 2,000 validation photographs of many sizes.
+20,210 training and 2,000 validation photographs of many sizes; 3,352 for testing, without masks.
 
 How to obtain it (images for non-commercial research and education; see the terms at
 https://groups.csail.mit.edu/vision/datasets/ADE20K/terms):
@@ -8,7 +8,8 @@ https://groups.csail.mit.edu/vision/datasets/ADE20K/terms):
     wget http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip
     unzip ADEChallengeData2016.zip -d data            # root = data/ADEChallengeData2016
 
-which gives `LAYOUT`. The masks hold 1..150; 0, everything else, is ignored.
+which gives `LAYOUT`. The masks hold 1..150; 0, everything else, is ignored. The test photographs
+(`TEST_LAYOUT`) are needed for the evaluation server only.
 
 TensorFlow Datasets' own `scene_parse150` is another task (instances of 100 classes): `PREPARE`
 runs our builder, and `source='tfds'` with TFDS's data folder as `root` reads what it wrote.
@@ -21,12 +22,18 @@ import numpy as np
 
 from jaxseg.data import files, tfds_records
 from jaxseg.data.base import Description, Record
+from jaxseg.data.submission import Submission
 
 LAYOUT = """\
   root/ (ADEChallengeData2016)
     images/{training,validation}/ADE_train_00000001.jpg
     annotations/{training,validation}/ADE_train_00000001.png
 from http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"""
+
+TEST_LAYOUT = """\
+  root/ (ADEChallengeData2016)
+    release_test/testing/ADE_test_00000001.jpg
+from http://data.csail.mit.edu/places/ADEchallenge/release_test.zip, unpacked in root"""
 
 PREPARE = """\
   python -m jaxseg.data.prepare ade20k --manual_dir DIR --data_dir ROOT
@@ -204,6 +211,16 @@ LABEL_MAP = np.full(256, -1, np.int32)
 LABEL_MAP[0] = 255
 LABEL_MAP[1:151] = np.arange(150)
 
+# README.md of the challenge's development kit (github.com/CSAILVision/sceneparsing): the values of
+# its masks, in a PNG called like the photograph.
+SUBMISSION = Submission(
+    server="http://sceneparsing.csail.mit.edu/eval/",
+    values=np.arange(1, 151, dtype=np.uint8),
+    path=lambda id: f"{id.rpartition('/')[2]}.png",
+    archive="zip",
+    images=3352,
+)
+
 
 def describe(root: str = "data/ADEChallengeData2016", source: str = "folders") -> Description:
     """Describes ADE20K.
@@ -213,7 +230,8 @@ def describe(root: str = "data/ADEChallengeData2016", source: str = "folders") -
       source: 'folders' (as downloaded) or 'tfds' (prepared by our TFDS builder).
 
     Returns:
-      150 classes, splits train and val; ids are file names without suffix.
+      150 classes, splits train and val; ids are file names without suffix. From folders, `records`
+      has 'test' too, the photographs without labels.
 
     Raises:
       UserError: from `records`, when files are missing; names them and the layout.
@@ -231,7 +249,11 @@ def describe(root: str = "data/ADEChallengeData2016", source: str = "folders") -
 
 
 def _folder_records(root: str, split: str) -> list[Record]:
-    files.check_split("ade20k", split, tuple(FOLDERS))
+    if split == "test":
+        folder = os.path.join(root, "release_test", "testing")
+        found = files.find(folder, layout=TEST_LAYOUT, suffixes=(".jpg",))
+        return [Record(id, path) for id, path in found.items()]
+    files.check_split("ade20k", split, (*FOLDERS, "test"))
     image_folder = os.path.join(root, "images", FOLDERS[split])
     mask_folder = os.path.join(root, "annotations", FOLDERS[split])
     return files.pair(

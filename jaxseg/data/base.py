@@ -36,7 +36,7 @@ class Description:
       name: short name, for messages and manifests.
       classes: class names; a label value is an index into them.
       palette: one RGB colour per class.
-      splits: the names that `records` accepts.
+      splits: the names to choose from; `records` may take more, as 'test' of images alone.
       records: split name -> the records, in a stable order. Raises `UserError` when files are
         missing or the split is empty.
       ignore_label: value of pixels that count nowhere, after `label_map`.

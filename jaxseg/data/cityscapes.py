@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxseg.data import files, tfds_records
 from jaxseg.data.base import Description, Record
+from jaxseg.data.submission import Submission
 
 LAYOUT = """\
   root/
@@ -72,6 +73,17 @@ def _label_map() -> np.ndarray:
 
 
 LABEL_MAP = _label_map()
+
+# evaluation/evalPixelLevelSemanticLabeling.py of cityscapesScripts: label ids, not train ids, in a
+# PNG whose name begins with that of the frame, anywhere in the archive.
+SUBMISSION = Submission(
+    server="https://www.cityscapes-dataset.com/submit/",
+    values=np.array([label_id for label_id, _, _ in LABELS], np.uint8),
+    path=lambda id: f"{id.rpartition('/')[2]}_leftImg8bit.png",
+    archive="zip",
+    images=1525,
+    size=(1024, 2048),
+)
 
 
 def describe(root: str = "data/cityscapes", source: str = "folders") -> Description:

@@ -90,7 +90,11 @@ def orientation(picture) -> int:
         key in picture.info for key in ("exif", "Raw profile type exif", "xmp")
     ):
         return 1
-    return picture.getexif().get(_EXIF_ORIENTATION, 1)
+    try:
+        value = picture.getexif().get(_EXIF_ORIENTATION)
+    except (OSError, SyntaxError, ValueError):
+        return 1  # the picture can be whole where what is said about it is not
+    return value if value in range(1, 9) else 1
 
 
 def read_size(record: Record) -> tuple[int, int]:
@@ -152,6 +156,7 @@ def decode_image(data: bytes | np.ndarray, what: str) -> np.ndarray:
         return np.repeat(grey[..., None], 3, axis=2)
     if picture.mode == "F":
         raise UserError(f"{what}: pixels are floating-point numbers; expected 8 or 16 bits")
+    picture.info.pop("transparency", None)  # dropped like alpha; `convert` would warn of it
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 

@@ -22,8 +22,11 @@ ignored. TensorFlow Datasets' own `voc` has no masks: `PREPARE` runs our builder
 import functools
 import os
 
+import numpy as np
+
 from jaxseg.data import files, tfds_records
 from jaxseg.data.base import Description, Record
+from jaxseg.data.submission import Submission
 
 LAYOUT = """\
   root/ (VOCdevkit/VOC2012)
@@ -31,6 +34,12 @@ LAYOUT = """\
     JPEGImages/2007_000032.jpg
     SegmentationClass/2007_000032.png
 from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"""
+
+TEST_LAYOUT = """\
+  root/ (VOCdevkit/VOC2012)
+    ImageSets/Segmentation/test.txt
+    JPEGImages/2008_000006.jpg
+from VOC2012test.tar of http://host.robots.ox.ac.uk:8080/, unpacked where VOCdevkit is"""
 
 AUGMENTED_LAYOUT = """\
   root/ (VOCdevkit/VOC2012)
@@ -84,6 +93,18 @@ def bit_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(count))
 
 
+# The development kit's folder of results (devkit_doc, section 5.3), of the competition that allows
+# data from elsewhere, such as weights trained on ImageNet.
+SUBMISSION = Submission(
+    server="http://host.robots.ox.ac.uk:8080/",
+    values=np.arange(len(CLASSES), dtype=np.uint8),
+    path=lambda id: f"results/VOC2012/Segmentation/comp6_test_cls/{id}.png",
+    archive="tar.gz",
+    images=1456,
+    palette=bit_palette(256),
+)
+
+
 def describe(
     root: str = "data/VOCdevkit/VOC2012", source: str = "folders", augmented: bool = False
 ) -> Description:
@@ -96,6 +117,7 @@ def describe(
 
     Returns:
       21 classes, splits train, val, trainval (and train_aug); ids are file names without suffix.
+      From folders, `records` has 'test' too, the photographs without labels.
 
     Raises:
       UserError: from `records`, when files are missing; names them and the layout.
@@ -113,7 +135,9 @@ def describe(
 
 
 def _folder_records(root: str, splits: tuple[str, ...], split: str) -> list[Record]:
-    files.check_split("voc2012", split, splits)
+    if split == "test":
+        return _listed(root, "test", None, TEST_LAYOUT)
+    files.check_split("voc2012", split, (*splits, "test"))
     if split == "train_aug":
         return _listed(root, "train", "SegmentationClass", LAYOUT) + added_by_sbd(root)
     return _listed(root, split, "SegmentationClass", LAYOUT)
@@ -124,14 +148,20 @@ def added_by_sbd(root: str) -> list[Record]:
     return _listed(root, "aug", "SegmentationClassAug", AUGMENTED_LAYOUT)
 
 
-def _listed(root: str, name: str, masks: str, layout: str) -> list[Record]:
-    """The records of one list file, `ImageSets/Segmentation/NAME.txt`, in its order."""
+def _listed(root: str, name: str, masks: str | None, layout: str) -> list[Record]:
+    """The records of one list file, `ImageSets/Segmentation/NAME.txt`, in its order.
+
+    `masks` is the folder of the labels, None where there are none.
+    """
     list_file = os.path.join(root, "ImageSets", "Segmentation", f"{name}.txt")
     ids = files.read_list(list_file, layout)
-    image_folder, mask_folder = os.path.join(root, "JPEGImages"), os.path.join(root, masks)
+    image_folder = os.path.join(root, "JPEGImages")
     all_images = files.find(image_folder, layout=LAYOUT, suffixes=(".jpg",))
-    all_masks = files.find(mask_folder, layout=layout, suffixes=(".png",))
     images = files.select(ids, all_images, list_file=list_file, folder=image_folder)
+    if masks is None:
+        return [Record(id, images[id]) for id in ids]
+    mask_folder = os.path.join(root, masks)
+    all_masks = files.find(mask_folder, layout=layout, suffixes=(".png",))
     labels = files.select(ids, all_masks, list_file=list_file, folder=mask_folder)
     return [Record(id, images[id], labels[id]) for id in ids]
 
