@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint as checkpoint_lib
-from jaxseg import convert, data, models, predict, trees, zoo
+from jaxseg import convert, data, exported, large, models, predict, trees, zoo
 from jaxseg.config import from_file
 from jaxseg.data import crop, plan
 from jaxseg.errors import UserError
@@ -69,13 +69,32 @@ class Segmentation:
           images: uint8 RGB [b, h, w, 3].
 
         Returns:
-          int32 [b, h, w], class indices at the images' size.
+          int32 [b, h, w], class indices at the images' size; a NumPy array where the scores of one
+          image are more than 2 GiB, which are then made band by band.
+
+        Raises:
+          UserError: `images` has another shape or dtype, or is too large for the chain, see
+            `jaxseg.large`.
+        """
+        images, size = self._fitted(images)
+        if large.is_large(size, len(self.classes)):
+            return np.stack([self._large(self.variables, np.asarray(x), size) for x in images])
+        return self._predict(self.variables, images, size)
+
+    def probabilities(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """What `segment` takes the largest of: how probable each class is, by the same chain.
+
+        Args:
+          images: uint8 RGB [b, h, w, 3].
+
+        Returns:
+          float32 [b, h, w, classes], at the images' size; they sum to 1.
 
         Raises:
           UserError: `images` has another shape or dtype.
         """
         images, size = self._fitted(images)
-        return self._predict(self.variables, images, size)
+        return self._probabilities(self.variables, images, size)
 
     def uncertainty(
         self, images: np.ndarray | jax.Array, samples: int | None = None
@@ -124,6 +143,15 @@ class Segmentation:
         return predict.make_predict(self.model, self.chain, dtype=self.dtype)
 
     @functools.cached_property
+    def _probabilities(self):
+        function = predict.make_probabilities(self.model, self.chain, dtype=self.dtype)
+        return jax.jit(function, static_argnums=2)
+
+    @functools.cached_property
+    def _large(self):
+        return large.make_segment(self.model, self.chain, len(self.classes), dtype=self.dtype)
+
+    @functools.cached_property
     def _moments(self):
         @functools.cache
         def moments(samples):
@@ -148,23 +176,28 @@ def load(
     checkpoint: str | os.PathLike | Mapping[str, Any] | None = None,
     *,
     dtype: str = "float32",
-) -> Segmentation:
-    """Builds a model and loads its weights.
+) -> Segmentation | exported.Exported:
+    """Builds a model and loads its weights, or loads a program that has both.
 
     Args:
-      name: the workdir of a run; a config file with its argument behind a colon, as in
-        'configs/deeplabv3p.py:camvid'; or the name of a released model of MMSegmentation, as in
+      name: the workdir of a run; the folder of an exported model (see `jaxseg.exported`); a config
+        file with its argument behind a colon, as in 'configs/deeplabv3p.py:camvid'; or the name of
+        a released model of MMSegmentation, as in
         'deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024' (see `jaxseg.zoo`).
       checkpoint: a workdir, its checkpoints folder, or the folder of one step; or a mapping from
         the names of a PyTorch state dict to arrays. None takes the best checkpoint of the workdir
         `name`; a config file and a released model need one.
-      dtype: of the computation: 'float32', 'bfloat16', or 'auto', the faster one.
+      dtype: of the computation: 'float32', 'bfloat16', or 'auto', the faster one. An exported model
+        has its own.
 
     Raises:
       UserError: there is no such model, or the weights are not of this model.
     """
     name = os.fspath(name)
     path = pathlib.Path(name).expanduser()
+    if exported.is_exported(path):
+        exported.refuse_settings(path, checkpoint)
+        return exported.load(path)
     if path.is_dir():
         weights = path if checkpoint is None else checkpoint
         return from_config(read_config(path), weights, dtype=dtype)

@@ -2,16 +2,27 @@
 
     python -m jaxseg.main [train] --config configs/deeplabv3p.py:cityscapes --workdir runs/x
     python -m jaxseg.main eval    --workdir runs/x [--split val] [--step 4000]
+                                  [--compare 'crf: predict.crf.iterations=10' --compare ...]
     python -m jaxseg.main predict --workdir runs/x --input 'photos/*.jpg' --output out/
+    python -m jaxseg.main tune_crf --workdir runs/x [--images 100] [--grid bilateral_sxy=30,60,90]
+    python -m jaxseg.main submit  --workdir runs/x --output out/ [--split test]
+    python -m jaxseg.main export  --workdir runs/x --output model/ [--size 360x480]
     python -m jaxseg.main check   --config configs/deeplabv3p.py:folder --config.data.root=mine
 
 train    trains, evaluates, writes checkpoints and pictures; the same command again continues a run
-eval     evaluates a run's best checkpoint on a split
-predict  writes palette PNG labels and overlays for images, folders or globs (several --input)
+eval     evaluates a run's best checkpoint on a split; with --compare 'NAME: KEY=VALUE ...' as often
+         as wanted, variants of it side by side: keys of predict, model and dtype
+predict  writes palette PNG labels and overlays for images, videos, folders or globs (several
+         --input); --write=labels,overlay,probabilities,confidence,entropy,shares,coco says what
+tune_crf searches the dense CRF's settings on images of the validation split
+submit   segments a split and packs what the dataset's evaluation server takes
+export   writes a run's model and test-time chain as one program, which predict takes as --workdir
+         too; --probabilities adds those to the labels, --formats=saved_model,tflite,onnx files
+         for other runtimes
 check    reads every sample of a dataset and reports what is wrong with it
 
-Any value of the config can be set, as in --config.optimizer.lr=0.02. eval and predict take the
-run's own config from --workdir, so that --config is not needed there.
+Any value of the config can be set, as in --config.optimizer.lr=0.02. eval, predict, submit and
+export take the run's own config from --workdir, so that --config is not needed there.
 """
 
 import os
@@ -25,32 +36,65 @@ from jaxseg import config as configs
 from jaxseg import named
 from jaxseg.errors import UserError
 
-COMMANDS = ("train", "eval", "predict", "check")
+RUN = ("config", "workdir", "step")  # what every command takes that looks at a run
+TAKES = {
+    "train": (
+        "config", "workdir", "force", "distributed", "coordinator", "num_processes", "process_id",
+    ),
+    "eval": (
+        *RUN, "split", "compare", "distributed", "coordinator", "num_processes", "process_id",
+    ),
+    "predict": (*RUN, "input", "output", "write"),
+    "tune_crf": (*RUN, "split", "images", "grid"),
+    "submit": (*RUN, "split", "output"),
+    "export": (*RUN, "output", "probabilities", "size", "platforms", "formats"),
+    "check": ("config", "split"),
+}  # fmt: skip
+
+
+def define_flags() -> flags.FlagValues:
+    """Every flag of every command, not yet parsed."""
+    values = flags.FlagValues()
+
+    def define(kind, name, default, text):
+        takers = ", ".join(command for command, takes in TAKES.items() if name in takes)
+        kind(name, default, f"{text} ({takers})", flag_values=values)
+
+    define(flags.DEFINE_string, "config", None, "FILE.py or FILE.py:ARGUMENT")
+    define(flags.DEFINE_string, "workdir", None, "folder of the run")
+    define(flags.DEFINE_integer, "step", None, "checkpoint to use, not the best")
+    define(flags.DEFINE_string, "split", None, "split of the data")
+    define(flags.DEFINE_multi_string, "compare", [], "'NAME: KEY=VALUE ...'")
+    define(flags.DEFINE_multi_string, "input", [], "image, video, folder or glob")
+    define(flags.DEFINE_string, "output", None, "folder to write to")
+    define(flags.DEFINE_list, "write", "labels,overlay", "what to write")
+    define(flags.DEFINE_integer, "images", 100, "how many images to look at")
+    define(flags.DEFINE_multi_string, "grid", [], "SETTING=VALUE,VALUE")
+    define(flags.DEFINE_bool, "probabilities", False, "these too, not labels alone")
+    define(flags.DEFINE_string, "size", None, "HEIGHTxWIDTH of images")
+    define(flags.DEFINE_list, "platforms", "cpu,cuda,tpu", "what to make the program for")
+    define(flags.DEFINE_list, "formats", "", "also: saved_model, tflite, onnx")
+    define(flags.DEFINE_bool, "force", False, "continue though the config changed")
+    define(flags.DEFINE_bool, "distributed", False, "join a multi-host run")
+    define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0")
+    define(flags.DEFINE_integer, "num_processes", None, "number of processes")
+    define(flags.DEFINE_integer, "process_id", None, "this process, from 0")
+    return values
 
 
 def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
     """(sub-command, flags, config) of a command line.
 
     Raises:
-      UserError: an unknown command, flag or config key, or a value of the wrong type.
+      UserError: an unknown command, flag or config key, a flag of another command, or a value of
+        the wrong type.
     """
     overrides, rest = configs.split_overrides(argv)
     command = "train"
     if len(rest) > 1 and not rest[1].startswith("-"):
         command = rest.pop(1)
-        named.check("jaxseg.main", "command", command, COMMANDS)
-    values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "FILE.py or FILE.py:ARGUMENT", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_multi_string("input", [], "image, folder or glob", flag_values=values)
-    flags.DEFINE_string("output", None, "folder for predictions", flag_values=values)
-    flags.DEFINE_string("split", None, "split to evaluate or check", flag_values=values)
-    flags.DEFINE_integer("step", None, "checkpoint to use, not the best", flag_values=values)
-    flags.DEFINE_bool("force", False, "continue though the config changed", flag_values=values)
-    flags.DEFINE_bool("distributed", False, "join a multi-host run", flag_values=values)
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "number of processes", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "this process, from 0", flag_values=values)
+        named.check("jaxseg.main", "command", command, TAKES)
+    values = define_flags()
     if {"--help", "-help", "-h"} & set(rest):
         print(__doc__ + values.main_module_help())
         sys.exit(0)
@@ -58,6 +102,10 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
         positional = values(rest)[1:]
     except flags.Error as error:
         raise UserError(str(error)) from error
+    for name in values:
+        if values[name].present and name not in TAKES[command]:
+            takes = " ".join(f"--{flag}" for flag in TAKES[command])
+            raise UserError(f"{command}: takes no --{name}. It takes {takes}")
     if command == "predict":
         values.input = [*values.input, *positional]
     elif positional:
@@ -66,13 +114,29 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
         raise UserError(f"{command}: give --workdir=FOLDER, where the run is kept")
     if command == "predict" and not (values.input and values.output):
         raise UserError("predict: give --input=IMAGE, FOLDER or 'GLOB' and --output=FOLDER")
+    if command == "submit" and not values.output:
+        raise UserError("submit: give --output=FOLDER, where the files for the server go")
+    if command == "export" and not values.output:
+        raise UserError("export: give --output=FOLDER, which will be made")
+    if command not in ("train", "check"):
+        from jaxseg import exported
+
+        if exported.is_exported(values.workdir):
+            if command != "predict":
+                raise UserError(
+                    f"{command}: {values.workdir} is an exported model, which predict alone takes; "
+                    "give the workdir of the run that it was exported from"
+                )
+            exported.refuse_settings(values.workdir, overrides, values.config, values.step)
+            return command, values, ConfigDict()
 
     if values.config:
         config = configs.from_file(values.config)
-    elif command in ("eval", "predict"):
+    elif command not in ("train", "check"):
+        from jaxseg import recipes
         from jaxseg.workdir import read_config
 
-        config = read_config(values.workdir)
+        config = recipes.with_predict(read_config(values.workdir))
     else:
         raise UserError(f"{command}: give --config=FILE, for example configs/deeplabv3p.py:camvid")
     config = configs.override(config, overrides)
@@ -89,7 +153,8 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        again = "the same command continues training from the newest checkpoint"
+        print(f"interrupted; {again}", file=sys.stderr)
         return 130
 
 
@@ -115,14 +180,50 @@ def dispatch(command: str, values: flags.FlagValues, config: ConfigDict, argv: l
 
         train.run(config, values.workdir, argv, values.force)
     elif command == "eval":
-        from jaxseg import evaluate
+        from jaxseg import compare, evaluate
 
-        evaluate.evaluate_checkpoint(config, values.workdir, values.split, values.step)
+        where = (values.split, values.step)
+        if values.compare:
+            compare.run(config, values.workdir, values.compare, *where)
+        else:
+            evaluate.evaluate_checkpoint(config, values.workdir, *where)
+    elif command == "tune_crf":
+        from jaxseg import tune_crf
+
+        tune_crf.tune(
+            config,
+            values.workdir,
+            values.split,
+            values.step,
+            values.images,
+            tune_crf.parse_grid(values.grid),
+        )
+    elif command == "submit":
+        from jaxseg import submit
+
+        submit.from_run(config, values.workdir, values.output, values.split, values.step)
+    elif command == "export":
+        from jaxseg import export
+
+        export.export_run(
+            config,
+            values.workdir,
+            values.output,
+            step=values.step,
+            probabilities=values.probabilities,
+            size=export.parse_size(values.size) if values.size else None,
+            platforms=values.platforms,
+            formats=values.formats,
+        )
     else:
-        from jaxseg import api, predict_files
+        from jaxseg import api, exported, outputs, predict_files
 
-        segmentation = api.from_run(values.workdir, config=config, step=values.step)
-        predict_files.predict_files(values.input, values.output, segmentation)
+        write = outputs.known(values.write)
+        if exported.is_exported(values.workdir):
+            segmentation = exported.load(values.workdir)
+        else:
+            segmentation = api.from_run(values.workdir, config=config, step=values.step)
+        predict_files.predict_files(values.input, values.output, segmentation, write=write)
     return 0
 
 

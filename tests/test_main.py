@@ -1,5 +1,6 @@
 """The command line: every mistake of a user's is one clear line, and nothing is lost by it."""
 
+import json
 import pathlib
 import shutil
 
@@ -260,3 +261,22 @@ def test_check_reports_faults_and_exits_with_one(capsys, trained, tmp_path):
     )
     assert status == 1
     assert "2.png" in output
+
+
+def test_a_run_that_is_older_than_a_link_of_prediction_may_use_it(capsys, tmp_path):
+    root = write_folder(tmp_path / "data")
+    assert train(capsys, root, tmp_path / "run")[0] == 0
+    path = tmp_path / "run" / "config.json"
+    old = json.loads(path.read_text())
+    old["predict"] = {"flip": True}
+    path.write_text(json.dumps(old))
+    argv = ["jaxseg", "eval", f"--workdir={tmp_path}/run", "--config.predict.scales=(0.5, 1.0)"]
+    chain = main.parse(argv)[2].predict
+    assert chain.flip and chain.scales == (0.5, 1.0) and chain.crf.iterations == 0
+    status, said = command(capsys, *argv[1:], "--config.predict.crf.iteration=2")
+    assert status == 2 and "iterations" in said
+
+
+def test_a_flag_of_another_command_is_refused(capsys):
+    status, said = command(capsys, "predict", "--workdir=run", "--input=x", "--split=val")
+    assert status == 2 and "predict: takes no --split. It takes --config --workdir" in said
