@@ -152,9 +152,11 @@ class Task:
         found = measure.samples(steps, self.variables, rows, self.mesh, both)
         for done, sample in enumerate(found, 1):
             yield sample
-            if time.monotonic() - told > 10:
+            if done == 1:
+                began = time.monotonic()  # what came before was mostly compilation
+            elif time.monotonic() - told > 10:
                 told = time.monotonic()
-                left = duration((told - began) * (self.number - done) / done)
+                left = duration((told - began) * (self.number - done) / (done - 1))
                 say(f"{done}/{self.number} images, {left} left")
 
 

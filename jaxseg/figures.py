@@ -10,8 +10,7 @@ from jaxseg.data.base import Description
 from jaxseg.errors import UserError
 from jaxseg.measure import TRIMAP, Total
 from jaxseg.metrics import boundaries, calibration, cityscapes, images, sizes
-from jaxseg.metrics.confusion import number
-from jaxseg.metrics.confusion import percent as percent
+from jaxseg.metrics.confusion import number, percent
 
 # The figures that have intervals and are compared, and what they are called in tables.
 SCORES = {

@@ -44,7 +44,7 @@ def tune(
 ) -> dict[str, Any]:
     """Searches a grid, then once more around its best point, and writes `crf-SPLIT.json`.
 
-    The second round moves each setting half way to its neighbours in the grid, one at a time.
+    The second round moves each setting half a step of the grid, one at a time.
 
     Args:
       config: the run's config; `predict.crf` holds the settings that are not searched.
@@ -118,12 +118,19 @@ def parse_grid(given: Sequence[str]) -> dict[str, tuple[float, ...]] | None:
 def around(
     best: Mapping[str, float], grid: Mapping[str, Sequence[float]]
 ) -> list[dict[str, float]]:
-    """The points half way between the best one and its neighbours along each axis of the grid."""
+    """The points half way between the best one and its neighbours along each axis of the grid.
+
+    At the end of an axis, half a step further out takes the place of the missing neighbour.
+    """
     points = []
     for name, values in grid.items():
-        at = values.index(best[name])
-        for neighbour in (*values[max(at - 1, 0) : at], *values[at + 1 : at + 2]):
-            points.append({**best, name: (best[name] + neighbour) / 2})
+        if len(values) < 2:
+            continue
+        at, value = values.index(best[name]), best[name]
+        below = values[at - 1] if at else 2 * value - values[1]
+        above = values[at + 1] if at + 1 < len(values) else 2 * value - values[-2]
+        halves = ((value + neighbour) / 2 for neighbour in (below, above))
+        points += [{**best, name: half} for half in halves if half > 0]
     return points
 
 

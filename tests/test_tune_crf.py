@@ -11,10 +11,13 @@ from jaxseg.errors import UserError
 GRID = {"bilateral_weight": (2.0, 6.0), "bilateral_srgb": (5.0, 20.0, 40.0)}
 
 
-def test_the_second_round_lies_half_way_to_the_neighbours():
+def test_the_second_round_lies_half_a_step_away():
     best = {"bilateral_weight": 6.0, "bilateral_srgb": 20.0}
     points = tune_crf.around(best, GRID)
-    assert [tuple(point.values()) for point in points] == [(4.0, 20.0), (6.0, 12.5), (6.0, 30.0)]
+    expected = [(4.0, 20.0), (8.0, 20.0), (6.0, 12.5), (6.0, 30.0)]  # 8: half a step beyond
+    assert [tuple(point.values()) for point in points] == expected
+    low = tune_crf.around({"bilateral_srgb": 5.0}, {"bilateral_srgb": (5.0, 20.0)})
+    assert low == [{"bilateral_srgb": 12.5}]  # half a step below 5 is no width
     assert tune_crf.around({"bilateral_sxy": 50.0}, {"bilateral_sxy": (50.0,)}) == []
 
 
@@ -38,8 +41,8 @@ def trained(tmp_path_factory):
         "--config.model.backbone.name=tests.tiny_backbone", "--config.steps=20",
         "--config.schedule.warmup=2",
         "--config.batch_size=4", "--config.data.size=(64,80)", "--config.data.train=8",
-        "--config.data.val=6", "--config.data.test=2", "--config.augment.crop=(64,64)", "--config.data_backend=threads",
-        "--config.devices=1",
+        "--config.data.val=6", "--config.data.test=2", "--config.augment.crop=(64,64)",
+        "--config.data_backend=threads", "--config.devices=1",
     ]  # fmt: skip
     assert main.main(["jaxseg", "train", *arguments]) == 0
     return workdir
@@ -51,7 +54,7 @@ def test_the_best_setting_is_that_of_the_highest_miou(trained, capsys):
         arguments.append(f"--grid={name}={','.join(map(str, values))}")
     assert main.main(["jaxseg", "tune_crf", *arguments]) == 0
     result = json.loads((trained / "crf-val.json").read_text())
-    assert result["images"] == 3 and 6 < len(result["tried"]) <= 6 + 3
+    assert result["images"] == 3 and 6 < len(result["tried"]) <= 6 + 4
     figures = [row["mIoU"] for row in result["tried"]]
     assert figures == sorted(figures, reverse=True) and len(set(figures)) > 1
     first = result["tried"][0]

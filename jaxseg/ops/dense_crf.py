@@ -46,8 +46,8 @@ def dense_crf(
 
     Gaussian kernels, each normalised from both sides: k(i, j) / sqrt(sum_m k(i, m) sum_m k(m, j)).
     Pixels are their own neighbours, as in the authors' code and in pydensecrf, whose marginals
-    `method="lattice"` reproduces to 1e-4. The defaults are DeepLab's for PASCAL VOC, widths and
-    weights from the search of Chen et al. 2016, arXiv:1606.00915, section 4.1.
+    `method="lattice"` reproduces to 1e-4. The defaults are DeepLab's: the smoothness kernel as in
+    Chen et al. 2016, arXiv:1606.00915, section 4.1, the other within the ranges searched there.
 
     Weights, widths and the compatibility may be traced: other values need no new compilation.
     Gradients reach the probabilities, the weights and the compatibility; to the image and to the
@@ -76,7 +76,7 @@ def dense_crf(
     _check(probabilities, image, iterations, compatibility, method)
     widths = []
     for name, width in (("smooth_sxy", smooth_sxy), ("bilateral_sxy", bilateral_sxy)):
-        pair = width if isinstance(width, Sequence) else (width, width)
+        pair = width if isinstance(width, Sequence) or np.ndim(width) else (width, width)
         if len(pair) != 2:
             raise UserError(f"dense_crf: {name}={width}: expected a number or a pair (x, y)")
         widths += [_width(name, w, max(image.shape[1:3])) for w in pair]
@@ -93,7 +93,7 @@ def dense_crf(
 def _check(probabilities, image, iterations, compatibility, method):
     """Raises UserError for what needs no look at the values."""
     shape = tuple(probabilities.shape)
-    if len(shape) != 4 or shape[-1] < 2 or 0 in shape[1:3]:
+    if len(shape) != 4 or shape[-1] < 2 or 0 in shape:
         raise UserError(
             f"dense_crf: probabilities of shape {shape}: expected [b, h, w, classes] with two or "
             "more classes"
@@ -118,8 +118,8 @@ def _width(name, value, extent):
     """A standard deviation as float32 [], checked where its value is known."""
     if np.ndim(value):
         raise UserError(f"dense_crf: {name}={value}: expected a number")
-    # Features that spread wider do not fit the lattice's keys. Colours and positions add up.
-    least = 4 * extent / permutohedral.MAX_CELL
+    # A cell number is at most 0.9 of the positions' and 1.1 of the colours' spread together.
+    least = 2.5 * extent / permutohedral.MAX_CELL
     if not isinstance(value, jax.core.Tracer) and not least <= float(value) < np.inf:
         raise UserError(
             f"dense_crf: {name}={value}: expected a number above 0"

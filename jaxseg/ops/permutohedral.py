@@ -6,8 +6,8 @@ A filter spreads every point's value over the vertices of its simplex (splat), l
 exchange with its two neighbours along d + 1 axes (blur), and reads the points' values back (slice).
 Vertices that belong to no point's simplex do not exist, as in the authors' hash table.
 
-Here the hash table is filled by all points at once. Arrays lead with the batch, images never look
-at one another, and the order of the sums is the same whatever the capacity and the batch.
+Here the hash table is filled by all points at once. Images never look at one another, and the order
+of the sums is the same whatever the capacity and the rest of the batch.
 """
 
 import functools
@@ -63,11 +63,11 @@ def build(features: Sequence[jax.Array]) -> Lattice:
 def _corners(features, tag):
     """Keys int32 [b, d+1, n, 3] of the corners of each point's simplex, and weights [b, d+1, n].
 
-    In float32 and in the order of operations of the authors' code, so that points on the boundary
-    of two simplices, as whole columns of pixels are, fall to the same side as there.
+    In float32, with the roundings and the order of operations of the authors' code, so that points
+    on the boundary of two simplices, as whole columns of pixels are, fall to the same side.
     """
     d = features.shape[-1]
-    spread = np.float32(math.sqrt(2 / 3) * (d + 1))  # section 3.1: the blur's own deviation
+    spread = float(np.float32(math.sqrt(2 / 3) * (d + 1)))  # section 3.1: the blur's own deviation
     # Onto the hyperplane of d + 1 coordinates that add up to zero.
     place, total = [None] * (d + 1), 0.0
     for i in range(d, 0, -1):
