@@ -115,6 +115,14 @@ class Exported:
         """
         return self._run(self._checked(images))[0]
 
+    def require_probabilities(self) -> None:
+        """Raises `UserError` if the program has none."""
+        if "probabilities" not in self.description["outputs"]:
+            raise UserError(
+                f"{self.folder}: was exported without probabilities; export it again with "
+                "--probabilities"
+            )
+
     def probabilities(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Probabilities by the chain that was exported, whose largest is the label.
 
@@ -127,11 +135,7 @@ class Exported:
         Raises:
           UserError: `images` has another shape or dtype, or the program has no probabilities.
         """
-        if "probabilities" not in self.description["outputs"]:
-            raise UserError(
-                f"{self.folder}: was exported without probabilities; export it again with "
-                "--probabilities"
-            )
+        self.require_probabilities()
         return self._run(self._checked(images))[1]
 
     def logits(self, *_: Any) -> None:

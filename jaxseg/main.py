@@ -221,6 +221,8 @@ def dispatch(command: str, values: flags.FlagValues, config: ConfigDict, argv: l
         write = outputs.known(values.write)
         if exported.is_exported(values.workdir):
             segmentation = exported.load(values.workdir)
+            if set(write) & set(outputs.FROM_PROBABILITIES):
+                segmentation.require_probabilities()
         else:
             segmentation = api.from_run(values.workdir, config=config, step=values.step)
         predict_files.predict_files(values.input, values.output, segmentation, write=write)

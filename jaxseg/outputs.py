@@ -37,6 +37,7 @@ ENDINGS = {
 }
 KNOWN = (*(name for name in ENDINGS if name != "uncertainty"), *tables.TABLES)
 DEFAULT = ("labels", "overlay")
+FROM_PROBABILITIES = ("probabilities", "confidence", "entropy")
 
 
 def known(write: Iterable[str]) -> tuple[str, ...]:
@@ -93,7 +94,7 @@ def make_maps(segmentation: Any, write: Sequence[str]) -> Callable[[Any], dict[s
     sampled = "uncertainty" in write
     # The passes' mean is what `segment` takes the largest of, but for a CRF, which comes after it.
     refined = bool(predict.checked(segmentation.chain)["crf"])
-    chosen = [name for name in ("probabilities", "confidence", "entropy") if name in write]
+    chosen = [name for name in FROM_PROBABILITIES if name in write]
     functions = {
         "probabilities": lambda x: x.astype(jnp.float16),
         "confidence": confidence,

@@ -369,6 +369,8 @@ def test_the_command_line_exports_a_run_and_predicts_with_it(run, tmp_path, caps
             masks.append((np.asarray(mask), mask.getpalette()[:15]))
     assert_same(masks[1][0], masks[0][0])
     assert masks[0][1] == masks[1][1]
+    status, text = command(capsys, "predict", *flags, "--write=entropy")
+    assert status == 2 and "export it again with --probabilities" in text
 
 
 def test_mistakes_on_the_command_line_are_told(run, plain, tmp_path, capsys):
