@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint as checkpoint_lib
-from jaxseg import convert, data, exported, large, models, predict, trees, zoo
+from jaxseg import convert, data, download, exported, large, models, predict, torch_file, trees, zoo
 from jaxseg.config import from_file
 from jaxseg.data import crop, plan
 from jaxseg.errors import UserError
@@ -184,9 +184,10 @@ def load(
         file with its argument behind a colon, as in 'configs/deeplabv3p.py:camvid'; or the name of
         a released model of MMSegmentation, as in
         'deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024' (see `jaxseg.zoo`).
-      checkpoint: a workdir, its checkpoints folder, or the folder of one step; or a mapping from
-        the names of a PyTorch state dict to arrays. None takes the best checkpoint of the workdir
-        `name`; a config file and a released model need one.
+      checkpoint: a workdir, its checkpoints folder, or the folder of one step; a PyTorch or
+        safetensors file, see `jaxseg.torch_file`; or a mapping from the names of a PyTorch state
+        dict to arrays. None takes the best checkpoint of the workdir `name`, or downloads the
+        published weights of a released model once, see `jaxseg.download`; a config file needs one.
       dtype: of the computation: 'float32', 'bfloat16', or 'auto', the faster one. An exported model
         has its own.
 
@@ -201,15 +202,14 @@ def load(
     if path.is_dir():
         weights = path if checkpoint is None else checkpoint
         return from_config(read_config(path), weights, dtype=dtype)
-    is_file = name.partition(":")[0].endswith(".py")
-    config = from_file(name) if is_file else zoo.config(name)
-    if checkpoint is None:
-        raise UserError(
-            f"load({name!r}): {'a config file has no weights' if is_file else 'has no weights yet'}"
-            "; give checkpoint=, a workdir, a checkpoint's folder, or a mapping of PyTorch names "
-            "to arrays"
-        )
-    return from_config(config, checkpoint, dtype=dtype)
+    if name.partition(":")[0].endswith(".py"):
+        if checkpoint is None:
+            raise UserError(
+                f"load({name!r}): a config file has no weights; give checkpoint=, a workdir, a "
+                "checkpoint's folder or file, or a mapping of PyTorch names to arrays"
+            )
+        return from_config(from_file(name), checkpoint, dtype=dtype)
+    return from_zoo(name, checkpoint=checkpoint, dtype=dtype)
 
 
 def from_run(
@@ -227,6 +227,30 @@ def from_run(
     """
     config = read_config(workdir) if config is None else config
     return from_config(config, workdir, step=step)
+
+
+def from_zoo(
+    name: str,
+    config: ConfigDict | None = None,
+    checkpoint: str | os.PathLike | Mapping[str, Any] | None = None,
+    *,
+    dtype: str | None = None,
+) -> Segmentation:
+    """A released model; without `checkpoint` its published weights are downloaded once.
+
+    Args:
+      name: of `jaxseg.zoo`.
+      config: that of `zoo.config` with other settings for prediction; None takes it as it is.
+      checkpoint: see `load`.
+      dtype: of the computation; None takes `config.dtype`.
+
+    Raises:
+      UserError: there is no such model, its weights cannot be had, or are not of this model.
+    """
+    config = zoo.config(name) if config is None else config
+    if checkpoint is None:
+        checkpoint = download.fetch(zoo.entry(name)["weights"])
+    return from_config(config, checkpoint, dtype=dtype)
 
 
 def from_config(
@@ -247,6 +271,8 @@ def from_config(
     Raises:
       UserError: the weights are not of this model.
     """
+    if not isinstance(weights, Mapping) and os.path.isfile(weights):
+        weights = torch_file.read(weights)
     if isinstance(weights, Mapping):
         description = data.get(config.data)
         classes, palette = description.classes, description.palette

@@ -4,6 +4,7 @@
     python -m jaxseg.main eval    --workdir runs/x [--split val] [--step 4000]
                                   [--compare 'crf: predict.crf.iterations=10' --compare ...]
     python -m jaxseg.main predict --workdir runs/x --input 'photos/*.jpg' --output out/
+    python -m jaxseg.main predict --zoo NAME --input street.jpg --output out/
     python -m jaxseg.main tune_crf --workdir runs/x [--images 100] [--grid bilateral_sxy=30,60,90]
     python -m jaxseg.main submit  --workdir runs/x --output out/ [--split test]
     python -m jaxseg.main export  --workdir runs/x --output model/ [--size 360x480]
@@ -44,7 +45,7 @@ TAKES = {
     "eval": (
         *RUN, "split", "compare", "distributed", "coordinator", "num_processes", "process_id",
     ),
-    "predict": (*RUN, "input", "output", "write"),
+    "predict": (*RUN, "zoo", "checkpoint", "input", "output", "write"),
     "tune_crf": (*RUN, "split", "images", "grid"),
     "submit": (*RUN, "split", "output"),
     "export": (*RUN, "output", "probabilities", "size", "platforms", "formats"),
@@ -62,6 +63,8 @@ def define_flags() -> flags.FlagValues:
 
     define(flags.DEFINE_string, "config", None, "FILE.py or FILE.py:ARGUMENT")
     define(flags.DEFINE_string, "workdir", None, "folder of the run")
+    define(flags.DEFINE_string, "zoo", None, "name of a released model, instead of a workdir")
+    define(flags.DEFINE_string, "checkpoint", None, "file of the released model's weights")
     define(flags.DEFINE_integer, "step", None, "checkpoint to use, not the best")
     define(flags.DEFINE_string, "split", None, "split of the data")
     define(flags.DEFINE_multi_string, "compare", [], "'NAME: KEY=VALUE ...'")
@@ -110,7 +113,7 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
         values.input = [*values.input, *positional]
     elif positional:
         raise UserError(f"{command}: what is {positional[0]!r}? Flags start with --")
-    if command != "check" and not values.workdir:
+    if command != "check" and not values.workdir and not values.zoo:
         raise UserError(f"{command}: give --workdir=FOLDER, where the run is kept")
     if command == "predict" and not (values.input and values.output):
         raise UserError("predict: give --input=IMAGE, FOLDER or 'GLOB' and --output=FOLDER")
@@ -118,6 +121,18 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
         raise UserError("submit: give --output=FOLDER, where the files for the server go")
     if command == "export" and not values.output:
         raise UserError("export: give --output=FOLDER, which will be made")
+    if values.zoo:
+        if values.workdir or values.config or values.step is not None:
+            raise UserError(
+                f"predict: --zoo={values.zoo} is a model with its weights; give it without "
+                "--workdir, --config and --step"
+            )
+        from jaxseg import recipes, zoo
+
+        config = recipes.with_predict(zoo.config(values.zoo))
+        return command, values, configs.override(config, overrides)
+    if values.checkpoint:
+        raise UserError("predict: --checkpoint is the weights' file of a model given by --zoo=NAME")
     if command not in ("train", "check"):
         from jaxseg import exported
 
@@ -219,7 +234,9 @@ def dispatch(command: str, values: flags.FlagValues, config: ConfigDict, argv: l
         from jaxseg import api, exported, outputs, predict_files
 
         write = outputs.known(values.write)
-        if exported.is_exported(values.workdir):
+        if values.zoo:
+            segmentation = api.from_zoo(values.zoo, config, values.checkpoint)
+        elif exported.is_exported(values.workdir):
             segmentation = exported.load(values.workdir)
             if set(write) & set(outputs.FROM_PROBABILITIES):
                 segmentation.require_probabilities()

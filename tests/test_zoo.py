@@ -1,11 +1,19 @@
 """Released models by name: their classes and test protocol, without the reference data."""
 
+import functools
+import hashlib
+import http.server
+import threading
+
 import jax
 import numpy as np
 import pytest
+import references
+import torch_writer
+from PIL import Image
 
 import jaxseg
-from jaxseg import data, models, zoo
+from jaxseg import data, main, models, zoo
 from jaxseg.errors import UserError
 from jaxseg.state import abstract_variables
 
@@ -45,10 +53,83 @@ def test_every_entry_builds_and_has_a_name_and_a_colour_for_each_class():
     assert len(built) > 8
 
 
-def test_a_wrong_name_or_no_weights_is_told():
+def test_a_wrong_name_or_no_weights_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSEG_OFFLINE", "1")
+    monkeypatch.setenv("JAXSEG_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=f"such as {SLIDING}"):
         jaxseg.load(SLIDING.replace("80k", "90k"), checkpoint={})
-    with pytest.raises(UserError, match="give checkpoint="):
+    with pytest.raises(UserError, match="downloads are off.*put it at"):
         jaxseg.load(SLIDING)
     with pytest.raises(UserError, match="backbone"):
         jaxseg.load(SLIDING, checkpoint={"backbone.conv1.weight": np.zeros((64, 3, 7, 7))})
+
+
+RELEASED = "mobilenet-v2-d8_fcn_4xb2-80k_cityscapes-512x1024"
+
+
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """(reference outputs, weights) of a model whose published file lies on a server here."""
+    npz = np.load(references.GOLDEN / f"{RELEASED}.npz")
+    weights = references.state_dict(npz)
+    meta = {"mmseg_version": "0.30.0", "CLASSES": ["road"], "epoch": 3}
+    state = {
+        name: torch_writer.whole(array, str(i)) for i, (name, array) in enumerate(weights.items())
+    }
+    file = torch_writer.zipped({"meta": meta, "state_dict": state})
+    name = f"model_20200605-{hashlib.sha256(file).hexdigest()[:8]}.pth"
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / name).write_bytes(file)
+    handler = functools.partial(
+        http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "server")
+    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("JAXSEG_CACHE", str(tmp_path / "cache"))
+    url = f"http://127.0.0.1:{server.server_port}/{name}"
+    monkeypatch.setitem(zoo.facts()["names"][RELEASED], "weights", url)
+    yield npz, weights, tmp_path / "server" / name
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_released_model_is_downloaded_once_and_runs(released, tmp_path, capsys):
+    npz, weights, published = released
+    seg = jaxseg.load(RELEASED)
+    logits = seg.logits(npz["image"][None])[0]
+    error = references.relative_error(logits[npz["rows"], npz["cols"]], npz["logits"])
+    assert error <= 1e-4
+    published.unlink()  # from here on the cache alone has it
+    Image.fromarray(npz["image"]).save(tmp_path / "street.png")
+    out = tmp_path / "out"
+    argv = ["jaxseg", "predict", f"--zoo={RELEASED}", f"--input={tmp_path / 'street.png'}"]
+    assert main.main([*argv, f"--output={out}"]) == 0
+    with Image.open(out / "street.png") as labels:
+        found = np.asarray(labels)
+    expected = jaxseg.load(RELEASED, checkpoint=weights).segment(npz["image"][None])[0]
+    assert (found == np.asarray(expected)).mean() > 0.999
+    said = capsys.readouterr().out
+    assert said.count("Downloading") == 1
+
+
+def test_every_entry_says_where_its_weights_are_and_what_they_hash_to():
+    from jaxseg import download
+
+    for name, entry in zoo.facts()["names"].items():
+        assert entry["weights"].startswith("https://download.openmmlab.com/"), name
+        assert len(download.published_prefix(entry["weights"])) == 8, name
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--zoo=pspnet_r50"], "such as pspnet_r50-d8"),
+        ([f"--zoo={RELEASED}", "--workdir=runs/x"], "without --workdir"),
+        ([f"--zoo={RELEASED}", "--checkpoint=nowhere.pth"], "nowhere.pth"),
+        (["--workdir=runs/x", "--checkpoint=x.pth"], "--zoo=NAME"),
+    ],
+)
+def test_mistakes_with_released_models_are_told(flags, words, capsys):
+    argv = ["jaxseg", "predict", *flags, "--input=x.png", "--output=out"]
+    assert main.main(argv) == 2
+    assert words in capsys.readouterr().err
