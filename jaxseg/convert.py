@@ -40,9 +40,13 @@ def torch_names(model: nn.Module) -> Names:
     table = []
     for ours, theirs in PARTS.items():
         part = getattr(model, ours)
-        if part is not None:
-            rows = sys.modules[type(part).__module__].torch_names(part)
-            table += [(rf"{theirs}\.{row}", f"{ours}/{path}") for row, path in rows]
+        if isinstance(part, tuple):  # Linen numbers the modules of a tuple
+            parts = {(f"{ours}_{i}", rf"{theirs}\.{i}"): module for i, module in enumerate(part)}
+        else:
+            parts = {} if part is None else {(ours, theirs): part}
+        for (path, name), module in parts.items():
+            rows = sys.modules[type(module).__module__].torch_names(module)
+            table += [(rf"{name}\.{row}", f"{path}/{here}") for row, here in rows]
     return table
 
 

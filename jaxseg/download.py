@@ -22,6 +22,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from jaxseg import cache as cache_lib
 from jaxseg.console import duration, say
 from jaxseg.errors import UserError
 from jaxseg.transfer import (
@@ -112,11 +113,10 @@ def _wanted(url: str, cache: str | os.PathLike | None, prefix: str | None) -> Wa
     prefix = published_prefix(url) if prefix is None else prefix.lower()
     if not re.fullmatch("[0-9a-f]{0,64}", prefix):
         raise UserError(f"sha256_prefix={prefix!r} for {url}: expected hexadecimal digits")
-    if cache is None:
-        cache = os.environ.get("JAXSEG_CACHE") or "~/.cache/jaxseg"
     name = re.sub(r"[^\w.-]", "_", pathlib.PurePosixPath(parts.path).name, flags=re.ASCII)
     name = name.lstrip(".")[-200:] or "file"  # file systems stop at 255 bytes, suffixes included
-    folder = pathlib.Path(cache).expanduser().absolute() / "weights"
+    root = cache_lib.folder() if cache is None else pathlib.Path(cache).expanduser()
+    folder = root.absolute() / "weights"
     digest = hashlib.sha256(url.encode()).hexdigest()
     return Wanted(url, folder / digest[:16] / name, prefix)
 

@@ -23,7 +23,6 @@ from jaxseg import checkpoint, data, figures, measure, metrics, models, plots, p
 from jaxseg import state as states
 from jaxseg.console import duration, say
 from jaxseg.data.base import Description
-from jaxseg.figures import summarize  # noqa: F401 (training calls it here)
 from jaxseg.metrics import cityscapes, images
 from jaxseg.sharding import local_rows, make_mesh, over_batch, replicated, shard_batch
 

@@ -27,6 +27,7 @@ from jaxseg.data import crop, plan
 from jaxseg.errors import UserError
 from jaxseg.exported import DESCRIPTION, FORMAT, PROGRAM, Axis, Form
 from jaxseg.models import segmenter
+from jaxseg.segmentation import Segmentation
 from jaxseg.writer import dumps
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -61,7 +62,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def export(
-    segmentation: api.Segmentation,
+    segmentation: Segmentation,
     output: str | os.PathLike,
     *,
     probabilities: bool = False,
@@ -162,7 +163,7 @@ def export_run(
 
 
 def make_scores(
-    segmentation: api.Segmentation, folds: Mapping[fold.Path, fold.Fold], probabilities: bool
+    segmentation: Segmentation, folds: Mapping[fold.Path, fold.Fold], probabilities: bool
 ) -> Callable[[jax.Array], jax.Array]:
     """The chain with its weights: images uint8 [b, h, w, 3] -> scores float32 [b, h, w, C].
 

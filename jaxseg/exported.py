@@ -81,7 +81,7 @@ class Form(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Exported:
-    """An exported model; in part what `jaxseg.api.Segmentation` is, and used like that.
+    """An exported model; in part what `jaxseg.segmentation.Segmentation` is, and used like that.
 
     Attributes:
       classes: class names; a label is an index into them.

@@ -27,14 +27,13 @@ export take the run's own config from --workdir, so that --config is not needed 
 """
 
 import os
-import pathlib
 import sys
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from jaxseg import cache, named
 from jaxseg import config as configs
-from jaxseg import named
 from jaxseg.errors import UserError
 
 RUN = ("config", "workdir", "step")  # what every command takes that looks at a run
@@ -252,8 +251,7 @@ def prepare_jax() -> None:
     import jax
 
     if not jax.config.jax_compilation_cache_dir:
-        cache = pathlib.Path(os.environ.get("JAXSEG_CACHE", "~/.cache/jaxseg")).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "xla"))
 
 
 def run() -> None:

@@ -83,7 +83,7 @@ def make_maps(segmentation: Any, write: Sequence[str]) -> Callable[[Any], dict[s
     """What is computed of images on the device, and no more than `write` needs.
 
     Args:
-      segmentation: a `jaxseg.api.Segmentation`.
+      segmentation: a `jaxseg.segmentation.Segmentation`.
       write: of `KNOWN`, and 'uncertainty'.
 
     Returns:
@@ -129,7 +129,7 @@ class Results:
 
     Args:
       folder: the files are `folder / NAME.png` and so on; folders are made.
-      segmentation: a `jaxseg.api.Segmentation`; its classes and palette are read.
+      segmentation: a `jaxseg.segmentation.Segmentation`; its classes and palette are read.
       write: of `KNOWN`, and 'uncertainty'.
     """
 

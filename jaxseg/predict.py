@@ -66,7 +66,10 @@ def make_scores(model: nn.Module, config: Mapping[str, Any] | None, *, dtype: st
     links = checked(config)
     if links["samples"]:
         moments = make_moments(model, config, links["samples"], dtype=dtype)
-        scores = lambda *arguments: moments(*arguments)[0]  # noqa: E731
+
+        def scores(*arguments):
+            return moments(*arguments)[0]
+
     else:
         scores = at_size(_slid(forward(model, dtype), links), model.align_corners)
         if links["flip"] or links["scales"] or links["crf"]:

@@ -47,7 +47,7 @@ def predict_files(
     Args:
       given: files, folders and globs, see `jaxseg.inputs.find`.
       output: folder to write to; made when absent.
-      segmentation: a `jaxseg.api.Segmentation`.
+      segmentation: a `jaxseg.segmentation.Segmentation`.
       write: what to write, of `jaxseg.outputs.KNOWN`.
 
     Returns:

@@ -90,7 +90,7 @@ def write(
     model's; the archive `output/DATASET_SPLIT.zip` (or .tar.gz) is there only when it is complete.
 
     Args:
-      segmentation: a `jaxseg.api.Segmentation` of the dataset's classes.
+      segmentation: a `jaxseg.segmentation.Segmentation` of the dataset's classes.
       description: the dataset.
       submission: what the server takes.
       split: the split that `records` are of.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, data, evaluate, losses, metrics, models, optim, visualize
+from jaxseg import checkpoint, data, evaluate, figures, losses, metrics, models, optim, visualize
 from jaxseg import state as states
 from jaxseg.console import duration, say
 from jaxseg.data import balance
@@ -193,7 +193,7 @@ def _run(config: ConfigDict, workdir: Workdir) -> None:
             mesh,
             keep=PICTURES,
         )
-        summary = evaluate.summarize(counts, description, config.eval.split)
+        summary = figures.summarize(counts, description, config.eval.split)
         prefix = config.eval.split
         scalars = metrics.scalars(summary)
         writer.write_scalars(step, {f"{prefix}/{name}": scalars[name] for name in scalars})

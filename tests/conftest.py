@@ -35,3 +35,16 @@ def compilation_cache(tmp_path_factory):
     patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
     yield
     patch.undo()
+
+
+@pytest.fixture(params=["zip", "stream"])
+def write(request, tmp_path):
+    """Writes a value in each of PyTorch's formats, and returns the file's path."""
+    import torch_writer
+
+    def run(value, **options):
+        path = tmp_path / "file.pth"
+        path.write_bytes(torch_writer.FORMATS[request.param](value, **options))
+        return path
+
+    return run

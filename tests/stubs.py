@@ -1,4 +1,4 @@
-"""Stand-ins for a `jaxseg.api.Segmentation` whose answers follow from the pixels by a formula."""
+"""Stand-ins for a `jaxseg.segmentation.Segmentation`, with answers that follow from the pixels."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from jaxseg import links, predict, predict_files
-from jaxseg.api import Segmentation
 from jaxseg.errors import UserError
 from jaxseg.models import segmenter
 from jaxseg.models.common import Dropout
+from jaxseg.segmentation import Segmentation
 
 CLASSES = ("left", "right")
 PALETTE = ((0, 0, 0), (200, 0, 0))

@@ -4,7 +4,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import zlib
@@ -23,6 +22,7 @@ from jaxseg.errors import UserError
 from jaxseg.sharding import make_mesh, replicated
 from jaxseg.state import TrainState
 from jaxseg.trees import fill
+from tests.processes import run_two
 
 # Orbax leaves the reads beside a failed one to an event loop that is gone by then.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -500,22 +500,7 @@ with Workdir(workdir), Writer(workdir) as writer:
 
 
 def test_two_processes_save_what_one_restores(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(port), str(index), str(tmp_path)],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    for process in processes:
-        _, stderr = process.communicate(timeout=120)
-        assert process.returncode == 0, stderr
+    run_two(TWO_PROCESSES, str(tmp_path))
     like = TrainState(
         np.zeros((), np.int32),
         {"w": np.zeros(6, np.float32)},

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxseg import checkpoint, data, evaluate, models, predict
+from jaxseg import checkpoint, data, evaluate, figures, models, predict
 from jaxseg import state as states
 from jaxseg.data.base import Description, Record
 from jaxseg.errors import UserError
@@ -114,7 +114,7 @@ def test_images_may_be_resized_while_labels_keep_their_size(variables):
 
 def test_a_split_without_a_labelled_pixel_is_refused():
     with pytest.raises(UserError, match="no labelled pixel"):
-        evaluate.summarize(np.zeros((3, 3), np.int64), description(), "val")
+        figures.summarize(np.zeros((3, 3), np.int64), description(), "val")
 
 
 def test_a_config_may_name_any_dataset_module():

@@ -19,12 +19,13 @@ from nets import randomised
 from PIL import Image
 
 import jaxseg
-from jaxseg import api, checkpoint, export, export_tf, exported, fold, main, models
+from jaxseg import checkpoint, export, export_tf, exported, fold, main, models, predict
 from jaxseg.config import from_file
 from jaxseg.errors import UserError
 from jaxseg.exported import Axis, Form
 from jaxseg.models.common import Classifier, ConvNorm
 from jaxseg.models.segmenter import Segmenter
+from jaxseg.segmentation import Segmentation
 from jaxseg.state import TrainState, abstract_variables
 
 ROOT = pathlib.Path(jaxseg.__file__).parents[1]
@@ -49,11 +50,11 @@ class Head(nn.Module):
         return {"logits": Classifier(len(CLASSES), 0.5, name="classifier")(features["x"], train)}
 
 
-def segmentation(model=None, **fields) -> api.Segmentation:
+def segmentation(model=None, **fields) -> Segmentation:
     """Of a config's model, or of one that compiles faster."""
     model = models.get(model, len(CLASSES)) if model else Segmenter(Body(), Head())
     variables = randomised(abstract_variables(model, (64, 64)), seed=3)
-    return api.Segmentation(model, variables, CLASSES, PALETTE, **fields)
+    return Segmentation(model, variables, CLASSES, PALETTE, **fields)
 
 
 def pictures(*shape):
@@ -125,7 +126,7 @@ def test_the_program_is_for_all_platforms_and_holds_no_norms(plain):
     text = program.mlir_module()
     assert "rsqrt" not in text and "stablehlo.sqrt" not in text
     assert str(ROOT) not in text and "/jaxseg/" not in text, "tells where it was made"
-    scores = api.predict.make_scores(seg.model, {}, dtype="float32")
+    scores = predict.make_scores(seg.model, {}, dtype="float32")
     unfolded = jax.jit(lambda x: scores(seg.variables, x, (64, 64))).lower(pictures(1, 64, 64))
     assert unfolded.as_text().count("rsqrt") == description["folded_norms"]
 

@@ -6,9 +6,9 @@ import pytest
 from test_predict import make_model, pictures
 
 from jaxseg import large, predict
-from jaxseg.api import Segmentation
 from jaxseg.errors import UserError
 from jaxseg.ops.resize import resize, resize_rows
+from jaxseg.segmentation import Segmentation
 
 SLIDE = {"slide": {"crop": (16, 24), "stride": (12, 16), "batch": 2}}
 

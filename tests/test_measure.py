@@ -1,12 +1,8 @@
 """The one pass behind every figure: the same for any batch, device and process; equal to NumPy."""
 
 import json
-import os
 import pathlib
 import pickle
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +17,7 @@ from jaxseg.data.base import Description
 from jaxseg.metrics import boundaries, images, sizes
 from jaxseg.metrics import cityscapes as cityscapes_metrics
 from jaxseg.sharding import make_mesh, over_batch
+from tests.processes import run_two
 from tests.test_evaluate import CLASSES, config, description, one_size, random_variables
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -172,22 +169,7 @@ pickle.dump((total, large), open(f"{out}/{index}", "wb"))
 
 
 def test_two_processes_have_the_figures_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(port), str(index), str(tmp_path)],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    for process in processes:
-        _, stderr = process.communicate(timeout=120)
-        assert process.returncode == 0, stderr
+    run_two(TWO_PROCESSES, str(tmp_path))
     reference = total_of(of_colors, config(3), {}, 1)
     for index in range(2):
         total, large = pickle.loads((tmp_path / f"{index}").read_bytes())

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from jaxseg import inputs, predict_files
-from jaxseg.api import Segmentation
 from jaxseg.errors import UserError
 from jaxseg.models.segmenter import Segmenter
+from jaxseg.segmentation import Segmentation
 from tests.stubs import CLASSES, PALETTE, ByBrightness, pictures
 
 

@@ -16,18 +16,6 @@ RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((2, 3, 4)).astype("f4")
 
 
-@pytest.fixture(params=writer.FORMATS)
-def write(request, tmp_path):
-    """Writes a value in each of PyTorch's formats, and returns the file's path."""
-
-    def run(value, **options):
-        path = tmp_path / "file.pth"
-        path.write_bytes(writer.FORMATS[request.param](value, **options))
-        return path
-
-    return run
-
-
 def same(got, want):
     assert list(got) == list(want)
     for name, array in want.items():

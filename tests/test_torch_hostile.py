@@ -17,18 +17,6 @@ from jaxseg.errors import UserError
 WEIGHT = np.arange(6, dtype="f4")
 
 
-@pytest.fixture(params=writer.FORMATS)
-def write(request, tmp_path):
-    """Writes a value in each of PyTorch's formats, and returns the file's path."""
-
-    def run(value, **options):
-        path = tmp_path / "file.pth"
-        path.write_bytes(writer.FORMATS[request.param](value, **options))
-        return path
-
-    return run
-
-
 class Attack:
     def __init__(self, function, *args):
         self.call = function, args

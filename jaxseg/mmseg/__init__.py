@@ -13,6 +13,9 @@ from jaxseg.mmseg.backbones import BACKBONES
 from jaxseg.mmseg.checks import Section, expect, known, unsupported
 from jaxseg.mmseg.heads import HEADS, ON_NECK, auxiliary
 
+# Models described by their backbone's type, whose heads are parts of the one architecture.
+WHOLE = {}
+
 
 def model_spec(description: Section) -> dict[str, Any]:
     """The `config.model` (with 'num_classes') of a resolved MMSegmentation model description.
@@ -22,6 +25,10 @@ def model_spec(description: Section) -> dict[str, Any]:
     """
     if description["type"] not in ("EncoderDecoder", "CascadeEncoderDecoder"):
         raise unsupported("type", description["type"], "EncoderDecoder, CascadeEncoderDecoder")
+    normalisation = _normalisation(description["data_preprocessor"])
+    whole = WHOLE.get(description["backbone"]["type"])
+    if whole is not None:
+        return whole(description) | normalisation
     heads = description["decode_head"]
     heads = heads if isinstance(heads, list) else [heads]
     head = heads[-1]
@@ -35,7 +42,7 @@ def model_spec(description: Section) -> dict[str, Any]:
         dict(backbone=spec, num_classes=head["num_classes"], align_corners=head["align_corners"])
         | convert_head(heads, features, description)
         | auxiliary(description.get("auxiliary_head"), head, features)
-        | _normalisation(description["data_preprocessor"])
+        | normalisation
     )
 
 

@@ -145,6 +145,20 @@ def auxiliary(aux: Section | None, head: Section, features: tuple[str, ...]) -> 
     return dict(aux_feature=features[aux["in_index"]], aux_channels=aux["channels"])
 
 
+def scoring(where: str, section: Section, index: int, num_convs: int = 1, **expected: Any) -> int:
+    """Width of an FCNHead that convolves feature `index` by 3x3 `num_convs` times, and scores it.
+
+    `expected` are other options and the values that they must have where they are given.
+    """
+    only(where, section, ("num_convs", "concat_input", "kernel_size", *COMMON))
+    defaults = dict(num_convs=2, concat_input=True, in_index=-1)
+    expect(
+        where, defaults | dict(section), type="FCNHead", num_convs=num_convs, concat_input=False,
+        in_index=index, kernel_size=3, **expected,
+    )  # fmt: skip
+    return section["channels"]
+
+
 def _inputs(head: Section, features: tuple[str, ...]) -> str | tuple[str, ...]:
     index = head["in_index"]
     return features[index] if isinstance(index, int) else tuple(features[i] for i in index)

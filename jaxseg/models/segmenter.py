@@ -20,8 +20,10 @@ class Segmenter(nn.Module):
 
     Attributes:
       backbone: image [b, h, w, 3], train -> dict of features.
-      head, aux_head: dict of features, train -> dict with 'logits' [b, h', w', classes].
+      head: dict of features, train -> dict with 'logits' [b, h', w', classes].
       neck: dict of features, train -> dict of features, or None.
+      aux_head: like `head`; its logits are 'aux_logits'. Those of a tuple of such heads are
+        'aux_logits_0', 'aux_logits_1' and so on.
       mean, std: per channel, RGB, of pixels in 0..255.
       align_corners: how the logits are to be resized.
     """
@@ -29,7 +31,7 @@ class Segmenter(nn.Module):
     backbone: nn.Module
     head: nn.Module
     neck: nn.Module | None = None
-    aux_head: nn.Module | None = None
+    aux_head: nn.Module | tuple[nn.Module, ...] | None = None
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     align_corners: bool = False
@@ -47,11 +49,17 @@ class Segmenter(nn.Module):
         outputs = self.backbone(x, train)
         features = self.neck(outputs, train) if self.neck is not None else outputs
         scores = self.head(features, train)
-        if self.aux_head is not None:
-            scores = scores | {"aux_logits": self.aux_head(features, train)["logits"]}
+        for name, aux_head in self._aux_heads().items():
+            scores = scores | {name: aux_head(features, train)["logits"]}
         clash = outputs.keys() & scores.keys()
         assert not clash, f"heads reuse the backbone's feature names {sorted(clash)}"
         return outputs | scores
+
+    def _aux_heads(self) -> dict[str, nn.Module]:
+        """Auxiliary heads by the name of their output."""
+        if isinstance(self.aux_head, tuple):
+            return {f"aux_logits_{i}": head for i, head in enumerate(self.aux_head)}
+        return {} if self.aux_head is None else {"aux_logits": self.aux_head}
 
 
 def forward(
