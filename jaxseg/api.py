@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint as checkpoint_lib
-from jaxseg import convert, data, download, exported, models, torch_file, trees, zoo
+from jaxseg import convert, data, dialects, download, exported, models, torch_file, trees, zoo
 from jaxseg.config import from_file
 from jaxseg.errors import UserError
 from jaxseg.segmentation import Segmentation
@@ -125,7 +125,7 @@ def from_config(
         description = data.get(config.data)
         classes, palette = description.classes, description.palette
         model = models.get(config.model, num_classes=len(classes))
-        names = convert.torch_names(model)
+        weights, names = dialects.read(model, weights)
         variables = convert.from_torch(weights, abstract_variables(model, _SIZE), names)
     else:
         variables, meta = checkpoint_lib.load_model(weights, step=step)

@@ -2,6 +2,7 @@
 
 A table is a list of (regex, replacement), kept beside the module that owns the parameters. The
 first regex that matches a PyTorch module's whole dotted name gives the path in the parameter tree.
+A parameter that is none of `LEAVES` has a row of its own, which matches its own whole name.
 """
 
 import re
@@ -24,44 +25,52 @@ LEAVES = {
     "running_mean": ("batch_stats", "mean"),
     "running_var": ("batch_stats", "var"),
 }
-DROPPED = ("num_batches_tracked",)
-# Parts of a Segmenter -> what MMSegmentation calls them.
+# Leaves that nothing learns and no output depends on: a counter, and the constants from which STDC
+# makes the targets of its detail loss (`losses.detail`).
+DROPPED = ("num_batches_tracked", "laplacian_kernel", "fusion_kernel")
+# Parts of a Segmenter -> regex that begins their names in MMSegmentation.
 PARTS = {
-    "backbone": "backbone",
-    "neck": "neck",
-    "head": "decode_head",
-    "aux_head": "auxiliary_head",
+    "backbone": r"backbone\.",
+    "neck": r"neck\.",
+    "head": r"decode_head\.",
+    "aux_head": r"auxiliary_head\.",
 }
 SHOWN = 20  # mismatches of a kind that an error spells out
 
 
-def torch_names(model: nn.Module) -> Names:
-    """The table of a whole `Segmenter`, from the `torch_names` of its parts' modules."""
+def torch_names(
+    model: nn.Module, parts: Mapping[str, str] = PARTS, function: str = "torch_names"
+) -> Names:
+    """The table of a whole `Segmenter`, from that `function` of its parts' modules."""
     table = []
-    for ours, theirs in PARTS.items():
-        part = getattr(model, ours)
-        if isinstance(part, tuple):  # Linen numbers the modules of a tuple
-            parts = {(f"{ours}_{i}", rf"{theirs}\.{i}"): module for i, module in enumerate(part)}
-        else:
-            parts = {} if part is None else {(ours, theirs): part}
-        for (path, name), module in parts.items():
-            rows = sys.modules[type(module).__module__].torch_names(module)
-            table += [(rf"{name}\.{row}", f"{path}/{here}") for row, here in rows]
+    for part, path, prefix in parts_of(model, parts):
+        rows = getattr(sys.modules[type(part).__module__], function)(part)
+        table += [(prefix + theirs, f"{path}/{ours}") for theirs, ours in rows]
     return table
+
+
+def parts_of(model: nn.Module, parts: Mapping[str, str]) -> list[tuple[nn.Module, str, str]]:
+    """(module, path of its parameters, regex that begins its names) of a Segmenter's parts."""
+    found = []
+    for path, prefix in parts.items():
+        part = getattr(model, path)
+        if isinstance(part, tuple):  # Linen numbers the modules of a tuple
+            found += [(p, f"{path}_{i}", rf"{prefix}{i}\.") for i, p in enumerate(part)]
+        elif part is not None:
+            found.append((part, path, prefix))
+    return found
 
 
 def place(key: str, rank: int, names: Names) -> str | None:
     """Where the tensor `key` of `rank` dimensions goes, 'params/head/.../kernel', or None."""
     module, _, leaf = key.rpartition(".")
-    if leaf not in LEAVES:
-        return None
-    collection, name = LEAVES[leaf]
+    collection, name = LEAVES.get(leaf, ("params", ""))
     if leaf == "weight" and rank == 1:
         name = "scale"
     for pattern, replacement in names:
-        match = re.fullmatch(pattern, module)
+        match = re.fullmatch(pattern, module if name else key)
         if match:
-            return f"{collection}/{match.expand(replacement)}/{name}"
+            return "/".join(filter(None, (collection, match.expand(replacement), name)))
     return None
 
 

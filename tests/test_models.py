@@ -115,6 +115,10 @@ COUNTS = {
         (dict(backbone=FPN | dict(depth=101)), 47_490_035),
     ],
     "unet": [(dict(), 31_032_915)],
+    "unet_resnet": [  # segmentation_models.pytorch's, whose ResNet has a plain stem
+        (dict(backbone=resnet(18, stem="plain")), 14_330_819),
+        (dict(backbone=resnet(50, stem="plain")), 32_523_715),
+    ],
 }  # fmt: skip
 # torchvision's documented counts for 1000 classes, less the last layer's 1001 per feature.
 TORCHVISION = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}

@@ -35,6 +35,7 @@ CASES = {
     "sem_fpn": (96,),
     "unet": (96,),
     "unet_fcn": (96,),
+    "unet_resnet": (96,),
 }
 
 

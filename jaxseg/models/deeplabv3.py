@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxseg import models
 from jaxseg.models.common import Classifier, ConvNorm
@@ -50,18 +51,27 @@ class ASPP(nn.Module):
 
 
 class ASPPHead(nn.Module):
-    """features[feature] [b, h, w, c] -> {'logits': [b, h, w, classes]}."""
+    """features[feature] [b, h, w, c] -> {'logits': [b, h, w, classes]}.
+
+    Attributes:
+      project: kernel of the convolution that joins the ASPP's branches.
+      refine: 3x3 convolutions after it.
+    """
 
     num_classes: int
     feature: str = "stage4"
     rates: tuple[int, ...] = (12, 24, 36)
     channels: int = 512
     dropout: float = 0.1
+    project: int = 3
+    refine: int = 0
 
     @nn.compact
     def __call__(self, features: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
         x = select(features, self.feature)
-        x = ASPP(self.channels, self.rates, name="aspp")(x, train)
+        x = ASPP(self.channels, self.rates, project=self.project, name="aspp")(x, train)
+        for i in range(self.refine):
+            x = ConvNorm(self.channels, 3, name=f"refine{i}")(x, train)
         return {"logits": Classifier(self.num_classes, self.dropout, name="classifier")(x, train)}
 
 
@@ -71,6 +81,8 @@ def Model(
     feature: str = "stage4",
     rates: tuple[int, ...] = (12, 24, 36),
     channels: int = 512,
+    project: int = 3,
+    refine: int = 0,
     aux_feature: str = "stage3",
     aux_channels: int = 256,
     dropout: float = 0.1,
@@ -87,6 +99,9 @@ def Model(
       rates: dilations of the ASPP's 3x3 convolutions, as many as you like: (6, 12, 18) at output
         stride 16, (12, 24, 36) at 8.
       channels: width of the ASPP; the paper's is 256.
+      project: kernel of the convolution that joins the ASPP's branches: 1 in the paper (section
+        3.3) and in torchvision, 3 in MMSegmentation.
+      refine: 3x3 convolutions between that and the classifier: 1 in torchvision.
       aux_feature, aux_channels: input and width of the auxiliary head, 'aux_logits'; zero
         channels (as in the paper) leave it out.
       dropout: of the channels before both classifiers.
@@ -94,7 +109,7 @@ def Model(
     """
     return Segmenter(
         backbone=models.get_backbone(backbone),
-        head=ASPPHead(num_classes, feature, tuple(rates), channels, dropout),
+        head=ASPPHead(num_classes, feature, tuple(rates), channels, dropout, project, refine),
         aux_head=auxiliary(num_classes, aux_feature, aux_channels, dropout),
         mean=tuple(mean),
         std=tuple(std),
@@ -110,3 +125,25 @@ def torch_names(head: ASPPHead) -> list[tuple[str, str]]:
         (r"bottleneck\.(conv|bn)", r"aspp/project/\1"),
         (r"conv_seg", "classifier/conv"),
     ]
+
+
+def torchvision_names(head: ASPPHead) -> list[tuple[str, str]]:
+    """torchvision's module names of its `DeepLabHead` -> paths in `ASPPHead`; see `convert`."""
+    last, table = len(head.rates) + 1, []
+    for i, leaf in enumerate(("conv", "bn")):
+        table += [
+            # The branch of the whole image has a pool, without parameters, first.
+            (rf"0\.convs\.{last}\.{i + 1}", f"aspp/pool/{leaf}"),
+            (rf"0\.convs\.(\d+)\.{i}", rf"aspp/branch\1/{leaf}"),
+            (rf"0\.project\.{i}", f"aspp/project/{leaf}"),
+            (rf"{i + 1}", f"refine0/{leaf}"),
+        ]
+    return [*table, ("4", "classifier/conv")]
+
+
+def torchvision_values(head: ASPPHead, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict for `torchvision_names`: its ASPP joins the whole image's branch last."""
+    key = "classifier.0.project.0.weight"  # [out, in, 1, 1]
+    if key not in state_dict:
+        return dict(state_dict)
+    return {**state_dict, key: np.roll(state_dict[key], head.channels, axis=1)}

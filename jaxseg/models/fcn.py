@@ -134,3 +134,8 @@ def torch_names(head: FCNHead) -> list[tuple[str, str]]:
         (r"conv_cat\.(conv|bn)", r"join/\1"),
         (r"conv_seg", "classifier/conv"),
     ]
+
+
+def torchvision_names(head: FCNHead) -> list[tuple[str, str]]:
+    """torchvision's module names of its `FCNHead` -> paths in ours, of one convolution."""
+    return [("0", "conv0/conv"), ("1", "conv0/bn"), ("4", "classifier/conv")]

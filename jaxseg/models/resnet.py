@@ -188,3 +188,6 @@ def torch_names(backbone: ResNet) -> list[tuple[str, str]]:
         (block + rf"downsample\.{first}", r"stage\1_\2/shortcut/conv"),
         (block + rf"downsample\.{first + 1}", r"stage\1_\2/shortcut/bn"),
     ]
+
+
+torchvision_names = smp_names = torch_names  # they all follow torchvision's first ResNet
