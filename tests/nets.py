@@ -30,21 +30,24 @@ def randomised(abstract, seed=0):
     return jax.tree.map_with_path(draw, abstract)
 
 
-def check_gradients(model, variables, image) -> None:
-    """Every parameter of a Segmenter gets a finite gradient that is not zero."""
+def check_gradients(model, variables, image, outputs=("logits",), train=True) -> None:
+    """Every parameter of a Segmenter gets a finite gradient from `outputs` that is not zero.
+
+    A bias before a normalisation has none in training: where there is one, not with `train`.
+    """
     state = {name: value for name, value in variables.items() if name != "params"}
 
     @jax.jit
     def gradients(params):
         def loss(params):
-            outputs, _ = segmenter.forward(
+            found, _ = segmenter.forward(
                 model,
                 {"params": params, **state},
                 image,
-                train=True,
+                train=train,
                 rngs={"dropout": jax.random.key(0), "points": jax.random.key(1)},
             )
-            return jnp.square(outputs["logits"] - 1).mean()
+            return sum(jnp.square(found[name] - 1).mean() for name in outputs)
 
         return jax.grad(loss)(params)
 

@@ -117,7 +117,14 @@ def run(name: str, folder: pathlib.Path, *overrides: str) -> None:
     assert labels.shape == (63, 95) and labels.max() < 9
 
 
-@pytest.mark.parametrize("name", SYNTHETIC)
+# Networks of one piece, whose steps take half a minute each to compile. The quick one is fastscnn.
+WHOLE = {"bisenetv1", "bisenetv2", "cgnet", "ddrnet", "erfnet", "icnet", "pidnet", "stdc"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in WHOLE else []) for n in SYNTHETIC],
+)
 def test_every_system_trains_evaluates_and_predicts(name, tmp_path):
     """Heads that take any backbone get one here that compiles faster, all but one of them."""
     backbone = read(name, "synthetic")[0].model.get("backbone", {}).get("name")

@@ -88,6 +88,7 @@ SYSTEMS = {
     "fcn_hrnet": ANY, "fcn_resnet": ANY, "lraspp": FIXED, "pointrend": ANY_FROM_CROP,
     "pointrend_deeplabv3": FIXED, "pspnet": ANY, "segnet": MULTIPLES, "segnet_basic": MULTIPLES,
     "sem_fpn": ANY, "unet": ANY_FROM_CROP, "unet_fcn": MULTIPLES,
+    "ddrnet": ANY, "icnet": MULTIPLES, "pidnet": ANY,
 }  # fmt: skip
 QUICK = ("fcn", "fcn_resnet", "unet")
 

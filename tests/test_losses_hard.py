@@ -47,7 +47,7 @@ def test_kth_smallest_is_that_of_a_sort(jit):
         assert function(x, k, where) == ordered[k]
 
 
-@pytest.mark.parametrize("average", ["kept", "valid", "all"])
+@pytest.mark.parametrize("average", ["kept", "kept_pixels", "valid", "all"])
 @pytest.mark.parametrize("weights", [(), WEIGHTS])
 @pytest.mark.parametrize(
     ("threshold", "min_kept"), [(0.7, 5), (0.05, 30), (0.05, 10**9), (0.0, 30), (0.0, 10**9)]
@@ -71,8 +71,8 @@ def test_ohem_is_its_definition(threshold, min_kept, weights, average):
     else:
         kept = loss >= np.sort(loss)[::-1][min(k, len(p)) - 1]
     np.testing.assert_allclose(value, loss[kept].sum(), rtol=1e-5)
-    expected = {"kept": w[kept].sum(), "valid": w.sum(), "all": labels.size}[average]
-    np.testing.assert_allclose(count, expected, rtol=1e-6)
+    counts = dict(kept=w[kept].sum(), kept_pixels=kept.sum(), valid=w.sum(), all=labels.size)
+    np.testing.assert_allclose(count, counts[average], rtol=1e-6)
     if not weights and threshold < 0.7 and min_kept == 30:
         assert kept.sum() == 90
 

@@ -67,10 +67,62 @@ def test_an_output_is_resized_once(monkeypatch):
     assert len(calls) == 1
 
 
+def test_a_term_may_resize_its_output_in_its_own_way():
+    """A plane stays one where the corners are aligned, and is flat at the borders where not."""
+    logits, labels = example(8)
+    y, x = np.meshgrid(np.linspace(0, 1, 6), np.linspace(0, 1, 5), indexing="ij")
+    logits[:] = (x + 2 * y)[..., None] * np.arange(C)
+    y, x = np.meshgrid(np.linspace(0, 1, 12), np.linspace(0, 1, 10), indexing="ij")
+    large = np.broadcast_to((x + 2 * y)[..., None] * np.arange(C), (2, 12, 10, C))
+    spec = {"logits": CE, "corners": CE | dict(output="logits", align_corners=True)}
+    _, parts = jitted({"logits": logits}, labels, spec)
+    want = np.divide(*losses.cross_entropy(np.float32(large), labels, ignore_label=255))
+    np.testing.assert_allclose(parts["loss/corners"], want, rtol=1e-5)
+    assert abs(parts["loss/logits"] - want) > 1e-3 * want
+
+
+@pytest.mark.parametrize(
+    ("name", "corners"), [("ohem_cross_entropy", True), ("cross_entropy", False)]
+)
+def test_a_term_may_score_those_pixels_only_where_another_output_says_yes(name, corners):
+    """As if the labels of the others were ignored; which they are is not learned."""
+    logits, labels = example(9)
+    gate = np.random.default_rng(9).normal(0, 2, (2, 4, 3, 1)).astype(np.float32)
+    options = dict(name=name, average="all", align_corners=corners)
+    where = dict(output="boundary_logits", above=0.8)
+    spec = {"near": options | dict(output="logits", where=where)}
+
+    def loss(logits, gate):
+        return total({"logits": logits, "boundary_logits": gate}, labels, spec)[0]
+
+    value, (grad, of_gate) = jax.jit(jax.value_and_grad(loss, (0, 1)))(logits, gate)
+    # Bilinear enlargement as two matrices, from its definition.
+    axes = []
+    for n, m in ((4, 12), (3, 10)):
+        x = np.arange(m) * (n - 1) / (m - 1) if corners else (np.arange(m) + 0.5) * n / m - 0.5
+        distance = np.abs(np.clip(x, 0, n - 1)[:, None] - np.arange(n))
+        axes.append(np.maximum(1 - distance, 0))
+    large = np.einsum("yh,xw,bhw->byx", *axes, gate[..., 0].astype(np.float64))
+    chosen = 1 / (1 + np.exp(-large)) > 0.8
+    assert 0.1 < chosen.mean() < 0.5
+    masked = np.where(chosen, labels, 255)
+    want, want_grad = jax.jit(
+        jax.value_and_grad(lambda z: total({"logits": z}, masked, {"logits": options})[0])
+    )(logits)
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    np.testing.assert_allclose(grad, want_grad, atol=1e-7)
+    assert not np.any(of_gate)
+    assert total({"logits": logits, "boundary_logits": 0 * gate}, labels, spec)[0] == 0
+
+
 @pytest.mark.parametrize("name", sorted(losses.LOSSES))
 def test_every_loss_takes_its_defaults_from_a_config(name):
     logits, labels = example(2)
-    loss, _ = jitted({"logits": logits}, labels, {"logits": dict(name=name)})
+    labels[:, 5:] = 1  # so that not every pixel is near a boundary
+    whole = losses.TAKES.get(losses.LOSSES[name]) == (losses.IMAGES,)
+    channels = dict(detail=2, boundary_cross_entropy=1).get(name, C)
+    output = logits.mean((1, 2)) if whole else logits[..., :channels]
+    loss, _ = jitted({"logits": output}, labels, {"logits": dict(name=name)})
     assert np.isfinite(loss) and loss > 0
 
 
@@ -153,7 +205,7 @@ def test_a_loss_of_ones_own(monkeypatch):
             {"sharp": dict(name="dice", output="logit")},
             ["config.losses.sharp.output", "'logit'", "mean 'logits'"],
         ),
-        ({"sharp": dict(name="dice")}, ["config.losses", "'sharp'", "logits, points"]),
+        ({"sharp": dict(name="dice")}, ["config.losses", "'sharp'", "logits, points, "]),
         ({"logits": dict(name="lovasz")}, ["losses.logits.name", "lovasz_softmax"]),
         ({"logits": dict(name="no.such")}, ["losses.logits.name='no.such'", "importable"]),
         ({"logits": dict(name="jaxseg.losses.nil")}, ["jaxseg.losses.nil", "importable"]),
@@ -167,11 +219,32 @@ def test_a_loss_of_ones_own(monkeypatch):
             {"points": dict(name="boundary_weighted_cross_entropy")},
             ["config.losses.points", "boundary_weighted_cross_entropy", "points"],
         ),
+        (
+            {"presence_logits": dict(name="focal")},
+            ["config.losses.presence_logits", "focal", "whole images", "presence_cross_entropy"],
+        ),
+        (
+            {"logits": dict(name="presence_cross_entropy")},
+            ["config.losses.logits", "presence_cross_entropy", "map", "choose cross_entropy"],
+        ),
+        *(
+            ({term: CE | dict(where=where)}, ["config.losses", *messages])
+            for term, where, messages in (
+                ("logits", dict(output="edge", above=0.8), ["where.output", "mean 'edges'"]),
+                ("logits", dict(output="edges", over=0.8), ["where", "'over'", "above"]),
+                ("logits", dict(output="edges", above=1), ["where.above=1", "[0, 1)"]),
+                ("logits", dict(output="edges"), ["where.above=None", "probability"]),
+                ("logits", dict(output="logits", above=0.8), ["where.output", "one logit"]),
+                ("logits", "edges", ["where='edges'", "dict(output="]),
+                ("points", dict(output="edges", above=0.8), ["points.where", "scattered"]),
+            )
+        ),
     ],
 )
 def test_a_mistake_in_the_config_is_named(spec, messages):
     logits, labels = example(7)
     outputs = {"logits": logits, "points": points(7, labels)[0]}
+    outputs |= {"presence_logits": logits.mean((1, 2)), "edges": logits[..., :1]}
     with pytest.raises(UserError) as caught:
         total(outputs, labels, spec)
     for message in messages:

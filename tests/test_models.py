@@ -29,6 +29,7 @@ MOBILE = dict(name="mobilenetv2", output_stride=8)
 XCEPTION = dict(name="xception", output_stride=16)
 HEAD_18 = dict(channels=128, aux_channels=64)
 FPN = dict(name="resnet", output_stride=32)
+RESNEST = dict(name="resnest", depth=101, output_stride=8)
 
 
 def hrnet(width, **arguments):
@@ -44,9 +45,33 @@ def hrnet(width, **arguments):
     )
 
 
+def ocr_on_hrnet(width, **arguments):
+    """OCRNet, whose coarse head on HRNet is HRNet's own."""
+    head = hrnet(width, **arguments)
+    return dict(
+        backbone=head["backbone"],
+        feature=head["feature"],
+        coarse_feature=head["feature"],
+        coarse_channels=head["channels"],
+        coarse_kernel=head["kernel"],
+    )
+
+
 # Parameters of each model with 19 classes, auxiliary head included. Those of networks that have
 # reference outputs are also the sizes of the state dicts there; at the right what was published.
 COUNTS = {
+    "bisenetv1": [
+        (dict(backbone=FPN | dict(depth=18, stem="plain")), 13_425_721),
+        (
+            dict(
+                backbone=FPN | dict(depth=50, stem="plain"), context_channels=512, channels=1024,
+                spatial_channels=(256, 256, 256, 512), aux_channels=256,
+            ),
+            59_243_385,
+        ),
+    ],
+    "bisenetv2": [(dict(), 14_804_255)],
+    "cgnet": [(dict(), 496_325)],  # 0.5 M
     "deeplabv1": [
         (dict(backbone=VGG_DEEPLAB), 20_503_379),  # 20.5 M
         (dict(backbone=VGG_DEEPLAB, kernel=7, dilation=4, channels=4096), 134_338_387),  # 134.3 M
@@ -57,11 +82,13 @@ COUNTS = {
         (dict(backbone=resnet(18), **HEAD_18), 13_986_374),
         (dict(backbone=resnet(50)), 68_113_030),
         (dict(backbone=resnet(101)), 87_105_158),
+        (dict(backbone=RESNEST), 90_811_782),
         (dict(backbone=MOBILE), 18_602_022),
     ],
     "deeplabv3p": [
         (dict(backbone=resnet(50)), 43_589_878),  # 43.6 M
         (dict(backbone=resnet(101)), 62_582_006),  # 62.6 M
+        (dict(backbone=RESNEST), 66_288_630),
         (dict(backbone=resnet(18), low_channels=12, **HEAD_18), 12_468_962),
         (dict(backbone=resnet(50), aux_channels=0), 41_225_187),
         (dict(backbone=MOBILE), 15_244_374),
@@ -70,10 +97,26 @@ COUNTS = {
             41_054_899,
         ),
     ],
+    "ddrnet": [
+        (dict(), 5_734_278),  # 5.7 M
+        (dict(channels=64, head_channels=128), 20_299_238),
+    ],
+    "encnet": [
+        (dict(backbone=resnet(50)), 35_891_961),
+        (dict(backbone=resnet(101)), 54_884_089),
+    ],
+    "erfnet": [(dict(), 2_084_095)],  # 2.1 M
+    "fastfcn": [
+        (dict(backbone=FPN | dict(depth=50), head=dict(name="deeplabv3")), 87_848_582),
+        (dict(backbone=FPN | dict(depth=50), head=dict(name="encnet")), 55_627_513),
+        (dict(backbone=FPN | dict(depth=50), head=dict(name="pspnet")), 68_711_046),
+    ],
+    "fastscnn": [(dict(), 1_456_617)],
     "fcn": [
         (dict(backbone=resnet(18), **HEAD_18), 12_822_342),
         (dict(backbone=resnet(50)), 49_497_734),
         (dict(backbone=resnet(101)), 68_489_862),
+        (dict(backbone=RESNEST), 72_196_486),
         (dict(backbone=MOBILE), 9_718_822),
         (hrnet(18, modules=(1, 3, 2), blocks=2), 3_939_309),  # 3.9 M
         (hrnet(18), 9_640_849),
@@ -92,9 +135,31 @@ COUNTS = {
         (dict(stride=8, backbone=VGG_FCN), 134_456_985),
         (dict(stride=32, backbone=VGG_FCN, upsample="bilinear"), 134_338_387),  # 134 M
     ],
+    "icnet": [
+        (dict(depth=18), 25_174_393),
+        (dict(depth=50), 47_827_833),
+        (dict(depth=101), 66_819_961),
+    ],
     "lraspp": [
         (dict(backbone=dict(name="mobilenetv3", size="large")), 3_284_547),
         (dict(backbone=dict(name="mobilenetv3", size="small")), 1_140_787),
+    ],
+    "ocrnet": [
+        (ocr_on_hrnet(18, modules=(1, 3, 2), blocks=2), 6_378_496),
+        (ocr_on_hrnet(18), 12_080_036),
+        (ocr_on_hrnet(48), 70_371_446),
+        (dict(backbone=resnet(101)), 55_516_294),
+    ],
+    "pidnet": [
+        (dict(), 7_720_871),
+        (dict(channels=64), 28_762_983),
+        (
+            dict(
+                channels=64, ppm_channels=112, head_channels=256, stem_blocks=3, branch_blocks=4,
+                light=False,
+            ),
+            37_314_183,
+        ),
     ],
     "pointrend": [
         (dict(backbone=FPN | dict(depth=50), coarse=dict(name="sem_fpn")), 28_715_119),
@@ -104,6 +169,7 @@ COUNTS = {
         (dict(backbone=resnet(18), **HEAD_18), 12_790_086),
         (dict(backbone=resnet(50)), 48_975_494),
         (dict(backbone=resnet(101)), 67_967_622),
+        (dict(backbone=RESNEST), 71_674_246),
         (dict(backbone=resnet(50), reduce=False), 73_088_646),
         (dict(backbone=resnet(269)), 125_491_846),
         (dict(backbone=MOBILE), 13_620_262),
@@ -114,7 +180,12 @@ COUNTS = {
         (dict(backbone=FPN | dict(depth=50)), 28_497_907),
         (dict(backbone=FPN | dict(depth=101)), 47_490_035),
     ],
+    "stdc": [(dict(), 8_573_019), (dict(blocks=(4, 5, 3)), 12_603_483)],
     "unet": [(dict(), 31_032_915)],
+    "upernet": [
+        (dict(backbone=FPN | dict(depth=50)), 66_415_238),
+        (dict(backbone=FPN | dict(depth=101)), 85_407_366),
+    ],
     "unet_resnet": [  # segmentation_models.pytorch's, whose ResNet has a plain stem
         (dict(backbone=resnet(18, stem="plain")), 14_330_819),
         (dict(backbone=resnet(50, stem="plain")), 32_523_715),
@@ -375,7 +446,7 @@ def test_align_corners_reaches_the_head():
         (dict(name="no.such.module"), r"no\.such\.module.*importable"),
         (dict(name="math.x"), r"math\.x.*Model"),
         (SMALL | dict(rate=(1, 2)), r"config\.model\.rate.*'rates'"),
-        (SMALL | dict(backbone=dict(name="resnest")), r"config\.model\.backbone\.name.*resnet"),
+        (SMALL | dict(backbone=dict(name="resnext")), r"config\.model\.backbone\.name.*resnet"),
         (SMALL | dict(backbone=dict(name="resnet", dept=50)), r"backbone\.dept.*depth"),
         (SMALL | dict(backbone=dict(name="resnet", depth=51)), r"depth=51.*18, 34, 50, 101, 152"),
         (SMALL | dict(backbone=dict(name="resnet", stem="v2")), r"stem='v2'.*v1c"),

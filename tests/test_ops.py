@@ -51,6 +51,7 @@ DEPTHWISE = [
     ((3, 3, 1, 4), 2, 3, 3),
     ((3, 3, 1, 4), 1, 12, 12),
     ((3, 3, 1, 4), 1, 3, 1),
+    ((3, 3, 1, 12), 2, 1, 1),  # three filters of each channel
 ]
 DILATED = [
     ((3, 3, 4, 2), 1, 2, 2),
@@ -251,6 +252,16 @@ def test_avg_pool_counts_only_pixels():
     for i, j in np.ndindex(3, 4):
         close(got[0, i, j], x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((0, 1)))
     assert pool.avg_pool(x, 1) is x
+
+
+@pytest.mark.parametrize("geometry", [(3, 2, 1), (5, 2, 2), (3, 1, 1), (4, 3, 0)])
+def test_avg_pool_padded_counts_the_zeros_around(geometry):
+    window, strides, padding = geometry
+    x = draw(2, 9, 12, 3)
+    # A depthwise convolution whose taps are all one.
+    taps = np.full((window, window, 1, 3), 1 / window**2)
+    got = jax.jit(lambda x: pool.avg_pool_padded(x, *geometry))(x)
+    close(got, conv_oracle(x, taps, strides, padding, 1, 3))
 
 
 def test_max_pool_passes_on_what_is_not_a_number():

@@ -27,8 +27,8 @@ class TinyBackbone(nn.Module):
 
 
 def Backbone(
-    depth=0, stem="", output_stride=8, multi_grid=(), freeze_norm=False, remat=False, width=0,
-    modules=(), blocks=0, size="", middle_blocks=0, act_between=False,
+    depth=0, stem="", output_stride=8, multi_grid=(), dilations=(), freeze_norm=False, remat=False,
+    width=0, modules=(), blocks=0, size="", middle_blocks=0, act_between=False,
 ):  # fmt: skip
     return TinyBackbone()
 

@@ -5,6 +5,7 @@ A loss is a public function `loss(logits, labels, *, ignore_label, mask, **optio
 the mean is the global one, whatever share of the valid pixels each device holds.
 """
 
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,8 +15,16 @@ import jax.numpy as jnp
 from jaxseg import named
 from jaxseg.errors import UserError
 from jaxseg.losses.boundary import boundary_weighted_cross_entropy
-from jaxseg.losses.cross_entropy import cross_entropy, focal, ohem_cross_entropy
+from jaxseg.losses.cross_entropy import (
+    cross_entropy,
+    focal,
+    ohem_cross_entropy,
+    sigmoid_cross_entropy,
+)
+from jaxseg.losses.detail import detail
+from jaxseg.losses.edges import boundary_cross_entropy
 from jaxseg.losses.overlap import dice, lovasz_softmax, tversky
+from jaxseg.losses.presence import presence_cross_entropy
 from jaxseg.ops.points import sample
 from jaxseg.ops.resize import resize
 
@@ -23,15 +32,26 @@ LOSSES = {
     f.__name__: f
     for f in (
         cross_entropy,
+        sigmoid_cross_entropy,
         ohem_cross_entropy,
         focal,
         dice,
         tversky,
         lovasz_softmax,
         boundary_weighted_cross_entropy,
+        boundary_cross_entropy,
+        presence_cross_entropy,
+        detail,
     )
 }
-NEED_MAPS = (boundary_weighted_cross_entropy,)  # they look at neighbours, which points lack
+# What an output may be, and the losses that do not score maps and points alike.
+MAP, POINTS, IMAGES = "a map of scores", "scattered points", "scores of whole images"
+TAKES = {
+    boundary_weighted_cross_entropy: (MAP,),  # it compares neighbours, which points lack
+    boundary_cross_entropy: (MAP,),
+    presence_cross_entropy: (IMAGES,),
+    detail: (MAP,),
+}
 _SUPPLIED = ("ignore_label", "mask")  # by `total`; every other keyword of a loss is the config's
 
 
@@ -50,11 +70,14 @@ def total(
         resolution, which are resized (bilinear, float32) to the size of the labels, once however
         many terms share them; or points {'xy': [b, n, 2] in 0..1, right and down from the image's
         corner, 'logits': [b, n, C]}, which are scored as a map [b, n, 1] against the labels of the
-        pixels that they fall in.
+        pixels that they fall in; or scores of whole images [b, C], which a loss gets as they are.
       batch: 'label' int32 [b, h, w] and 'mask' bool [b].
       spec: config.losses: term -> {'name': one of `LOSSES`, or the dotted name of a function like
         them; 'weight': 1.0 unless given; 'output': what it scores, by default the output that has
-        the term's name; and that loss's own keywords}. So several terms may score one output.
+        the term's name; 'align_corners': how that is resized, by default as the model's logits;
+        'where': {'output': a map of one logit, 'above': a probability}, to score those pixels only
+        at which its sigmoid is above that, as if the others' labels were ignored; and that loss's
+        own keywords}. So several terms may score one output.
       ignore_label: label of pixels that do not count.
       align_corners: how the model resizes its logits.
 
@@ -63,13 +86,19 @@ def total(
       weight: {'loss/logits': ..., 'loss/aux_logits': ...}.
 
     Raises:
-      UserError: a name or keyword in `spec` that does not exist, an option out of range, or points
-        given to a loss that needs a map.
+      UserError: a name or keyword in `spec` that does not exist, an option out of range, or an
+        output of another kind than a loss or 'where' takes.
     """
     if not spec:
         raise UserError("config.losses is empty: name at least one output and its loss")
-    scored = {}  # output -> (logits, labels) of one size
+    scored = {}  # output and how it is resized -> (logits, labels) of one size
     parts = {}
+
+    def at_labels(name: str, corners: bool) -> tuple[jax.Array, jax.Array]:
+        if (name, corners) not in scored:
+            scored[name, corners] = _match(outputs[name], batch["label"], corners)
+        return scored[name, corners]
+
     for term, entry in spec.items():
         key = f"config.losses.{term}"
         options = dict(entry)
@@ -81,20 +110,22 @@ def total(
             outputs,
         )
         loss = _find(key, options.pop("name", None))
-        allowed = [k for k in named.keywords(loss) if k not in _SUPPLIED] + ["weight", "output"]
+        allowed = [k for k in named.keywords(loss) if k not in _SUPPLIED]
+        allowed += ["weight", "output", "align_corners", "where"]
         for option in options:
             named.check(key, "option", option, allowed)
         weight = options.pop("weight", 1.0)
-        if loss in NEED_MAPS and isinstance(outputs[output], Mapping):
-            raise UserError(
-                f"{key}: {loss.__name__} compares neighbouring pixels, but the output {output!r} "
-                "is scattered points: choose another loss for it, cross_entropy say"
-            )
-        if output not in scored:
-            scored[output] = _match(outputs[output], batch["label"], align_corners)
+        _check_kind(key, loss, output, outputs[output])
+        corners = options.pop("align_corners", align_corners)
+        logits, labels = at_labels(output, corners)
+        where = options.pop("where", None)
+        if where is not None:
+            name, above = _check_where(f"{key}.where", where, outputs, outputs[output])
+            chosen = jax.nn.sigmoid(at_labels(name, corners)[0][..., 0]) > above
+            labels = jnp.where(chosen, labels, ignore_label)
         try:
             value, count = loss(
-                *scored[output], ignore_label=ignore_label, mask=batch["mask"], **options
+                logits, labels, ignore_label=ignore_label, mask=batch["mask"], **options
             )
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
@@ -103,10 +134,53 @@ def total(
     return sum(parts.values()), parts
 
 
+def _kind(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return POINTS
+    return IMAGES if output.ndim == 2 else MAP
+
+
+def _check_kind(key: str, loss: Callable, name: str, output: Any) -> None:
+    """Raises `UserError` where a loss of this package does not score what that output is."""
+    kind = _kind(output)
+    fit = [f.__name__ for f in LOSSES.values() if kind in TAKES.get(f, (MAP, POINTS))]
+    if loss in LOSSES.values() and loss.__name__ not in fit:
+        raise UserError(
+            f"{key}: {loss.__name__} scores {' or '.join(TAKES.get(loss, (MAP, POINTS)))}, but the "
+            f"output {name!r} is {kind}: choose {', '.join(fit)}"
+        )
+
+
+def _check_where(
+    key: str, where: Mapping[str, Any], outputs: Mapping[str, Any], scored: Any
+) -> tuple[str, float]:
+    """(output, above) of a term's 'where'; raises `UserError` for what it does not take."""
+    if not hasattr(where, "items"):
+        raise UserError(f"{key}={where!r}: expected dict(output=NAME, above=PROBABILITY)")
+    options = dict(where)
+    for option in options:
+        named.check(key, "option", option, ("output", "above"))
+    name, above = options.get("output"), options.get("above")
+    named.check(f"{key}.output", "model output", name, outputs)
+    if _kind(outputs[name]) != MAP or outputs[name].shape[-1] != 1:
+        raise UserError(f"{key}.output={name!r}: expected a map with one logit per pixel")
+    if _kind(scored) != MAP:
+        raise UserError(f"{key}: picks pixels of a map, but what is scored is {_kind(scored)}")
+    if not (isinstance(above, numbers.Real) and 0 <= above < 1):
+        raise UserError(f"{key}.above={above!r}: expected a probability in [0, 1)")
+    return name, above
+
+
 def _match(output: Any, labels: jax.Array, align_corners: bool) -> tuple[jax.Array, jax.Array]:
-    """Logits and the labels to compare them with, [b, h, w, C] and [b, h, w], of maps or points."""
+    """Logits and the labels to compare them with, [b, h, w, C] and [b, h, w], of maps or points.
+
+    Scores of whole images stay [b, C], and are compared with all labels.
+    """
     h, w = labels.shape[1:3]
-    if not isinstance(output, Mapping):
+    kind = _kind(output)
+    if kind == IMAGES:
+        return output.astype(jnp.float32), labels
+    if kind == MAP:
         logits = output.astype(jnp.float32)
         return resize(logits, (h, w), method="bilinear", align_corners=align_corners), labels
     xy = output["xy"].astype(jnp.float32)

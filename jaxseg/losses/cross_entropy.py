@@ -1,4 +1,4 @@
-"""Losses that are sums over pixels: cross-entropy, all of it or that of hard pixels."""
+"""Losses that are sums over pixels: cross-entropy by softmax or sigmoids, or of hard pixels."""
 
 from collections.abc import Sequence
 
@@ -62,6 +62,47 @@ def cross_entropy(
     return jnp.sum(loss * valid), _count(counted, labels, None if average == "all" else weights)
 
 
+def sigmoid_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    ignore_label: int,
+    mask: jax.Array | None = None,
+    class_weights: Sequence[float] = (),
+    average: str = "valid",
+) -> tuple[jax.Array, jax.Array]:
+    """Binary cross-entropy of every class by itself: is the pixel of that class, yes or no?
+
+    MMSegmentation's CrossEntropyLoss with use_sigmoid, which Fast-SCNN was trained with there. The
+    loss of a pixel is the mean over the classes of -w_c t_c log s(z_c) - (1 - t_c) log(1 - s(z_c)),
+    s the sigmoid and t_c 1 for the pixel's own class and 0 for the others.
+
+    Args:
+      logits, labels, ignore_label, mask: as in `cross_entropy`.
+      class_weights: w_c, what a pixel's own class weighs against the others (pos_weight in PyTorch
+        and there). Empty: all 1.
+      average: what `count` is. 'valid': the number of valid pixels. 'all': the number of pixels,
+        ignored ones included (MMSegmentation's default, avg_non_ignore=False). Neither depends on
+        the weights.
+
+    Returns:
+      (sum, count), float32 scalars; the loss is sum / count.
+
+    Raises:
+      UserError: an option out of its range, or not C class weights.
+    """
+    num_classes = logits.shape[-1]
+    named.check("average", "rule", average, ("valid", "all"))
+    weights = pixels.check_weights(class_weights, num_classes)
+    logits = logits.astype(jnp.float32)
+    inside, valid = pixels.which(labels, num_classes, ignore_label, mask)
+    own = jax.nn.softplus(-logits)  # -log s(z); -log(1 - s(z)) is softplus(z)
+    own = own if weights is None else weights * own
+    is_own = pixels.is_class(labels, num_classes)
+    loss = jnp.where(is_own, own, jax.nn.softplus(logits)).mean(-1)  # [b, h, w]
+    return jnp.sum(loss * valid), _count(inside if average == "all" else valid, labels, None)
+
+
 def ohem_cross_entropy(
     logits: jax.Array,
     labels: jax.Array,
@@ -92,7 +133,9 @@ def ohem_cross_entropy(
         keep the k valid pixels of largest loss, class weights included (and ties with the last).
       min_kept: pixels to keep per image of the batch; they need not be spread evenly over images.
       average: what `count` is. 'kept': the number of kept pixels, or with `class_weights` the sum
-        of their weights. 'valid', 'all': as in `cross_entropy` (MMSegmentation's is 'all').
+        of their weights; 'kept_pixels': their number all the same (MMSegmentation's
+        OhemCrossEntropy, whose min_kept is for the whole batch). 'valid', 'all': as in
+        `cross_entropy` ('all' is MMSegmentation's OHEMPixelSampler).
 
     Returns:
       (sum, count), float32 scalars; the loss is sum / count.
@@ -101,7 +144,7 @@ def ohem_cross_entropy(
       UserError: an option out of its range, or not C class weights.
     """
     num_classes = logits.shape[-1]
-    named.check("average", "rule", average, ("kept", "valid", "all"))
+    named.check("average", "rule", average, ("kept", "kept_pixels", "valid", "all"))
     pixels.check_number("threshold", threshold, 0)
     pixels.check_number("min_kept", min_kept, 1)
     weights = pixels.check_weights(class_weights, num_classes)
@@ -120,8 +163,9 @@ def ohem_cross_entropy(
     else:
         size = jax.lax.stop_gradient(loss)
         kept = valid & (size >= kth_smallest(size, jnp.maximum(n - k, 0), valid))
-    counted = {"kept": kept, "valid": valid, "all": inside}[average]
-    return jnp.sum(loss * kept), _count(counted, labels, None if average == "all" else weights)
+    counted = {"valid": valid, "all": inside}.get(average, kept)
+    unweighted = average in ("kept_pixels", "all")
+    return jnp.sum(loss * kept), _count(counted, labels, None if unweighted else weights)
 
 
 def focal(

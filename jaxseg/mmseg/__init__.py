@@ -10,11 +10,32 @@ option that is none of these is an error, so that no model is silently another o
 from typing import Any
 
 from jaxseg.mmseg.backbones import BACKBONES
+from jaxseg.mmseg.bisenetv1 import bisenetv1
+from jaxseg.mmseg.bisenetv2 import bisenetv2
+from jaxseg.mmseg.cgnet import cgnet
 from jaxseg.mmseg.checks import Section, expect, known, unsupported
+from jaxseg.mmseg.ddrnet import ddrnet, pidnet
+from jaxseg.mmseg.erfnet import erfnet
+from jaxseg.mmseg.fastfcn import fastfcn
+from jaxseg.mmseg.fastscnn import fastscnn
 from jaxseg.mmseg.heads import HEADS, ON_NECK, auxiliary
+from jaxseg.mmseg.icnet import icnet
+from jaxseg.mmseg.stdc import stdc
 
 # Models described by their backbone's type, whose heads are parts of the one architecture.
-WHOLE = {}
+WHOLE = {
+    "BiSeNetV1": bisenetv1,
+    "BiSeNetV2": bisenetv2,
+    "CGNet": cgnet,
+    "DDRNet": ddrnet,
+    "ERFNet": erfnet,
+    "FastSCNN": fastscnn,
+    "ICNet": icnet,
+    "PIDNet": pidnet,
+    "STDCContextPathNet": stdc,
+}
+# Necks before any head, by type: what makes of the model without its neck the one with it.
+NECKS = {"JPU": fastfcn}
 
 
 def model_spec(description: Section) -> dict[str, Any]:
@@ -36,14 +57,15 @@ def model_spec(description: Section) -> dict[str, Any]:
     backbone = description["backbone"]
     spec, features = known("backbone.type", backbone["type"], BACKBONES)(backbone)
     neck = description.get("neck")
-    if (neck is not None) != (head["type"] in ON_NECK):
+    around = None if neck is None else NECKS.get(neck["type"])
+    if around is None and (neck is not None) != (head["type"] in ON_NECK):
         raise unsupported("neck", neck, f"one for {', '.join(ON_NECK)} and none for others")
-    return (
+    model = (
         dict(backbone=spec, num_classes=head["num_classes"], align_corners=head["align_corners"])
         | convert_head(heads, features, description)
         | auxiliary(description.get("auxiliary_head"), head, features)
-        | normalisation
     )
+    return (model if around is None else around(neck, features, model)) | normalisation
 
 
 def _normalisation(preprocessor: Section) -> dict[str, Any]:

@@ -11,8 +11,8 @@ STAGES = ("stage1", "stage2", "stage3", "stage4")
 def resnet(section: Section) -> tuple[dict[str, Any], tuple[str, ...]]:
     """ResNet with the stem of its type; (strides, dilations) must be those of an output stride."""
     shaping = ("depth", "strides", "dilations", "multi_grid", "norm_eval", "contract_dilation")
-    checked = dict(num_stages=4, style="pytorch", out_indices=[0, 1, 2, 3])
-    only("backbone", section, (*shaping, *checked))
+    checked = dict(num_stages=4, style="pytorch")
+    only("backbone", section, ("out_indices", *shaping, *checked))
     expect("backbone", section, **checked)
     strides = tuple(section.get("strides", (1, 2, 2, 2)))
     dilations = tuple(section.get("dilations", (1, 1, 1, 1)))
@@ -33,7 +33,22 @@ def resnet(section: Section) -> tuple[dict[str, Any], tuple[str, ...]]:
         spec["multi_grid"] = tuple(section["multi_grid"])
     if section.get("norm_eval", False):
         spec["freeze_norm"] = True
-    return spec, STAGES
+    return spec, tuple(STAGES[i] for i in section.get("out_indices", range(4)))
+
+
+def resnest(section: Section) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """ResNeSt: a ResNet's geometry; the rest is as its authors have it for each depth."""
+    own = dict(
+        radix=2, groups=1, base_width=4, reduction_factor=4, avg_down_stride=True,
+        stem_channels=64 if section["depth"] == 50 else 128, multi_grid=None,
+    )  # fmt: skip
+    expect("backbone", dict(stem_channels=64) | dict(section), **own)
+    shared = {key: value for key, value in section.items() if key not in own}
+    spec, features = resnet(shared | dict(type="ResNetV1d"))
+    if "dilations" in spec:
+        raise unsupported("backbone.dilations", spec["dilations"], "those of an output stride")
+    del spec["stem"]  # it has no other
+    return spec | dict(name="resnest"), features
 
 
 def _geometry(
@@ -129,6 +144,7 @@ def mobilenetv3(section: Section) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 BACKBONES = {
     **dict.fromkeys(STEMS, resnet),
+    "ResNeSt": resnest,
     "UNet": unet,
     "HRNet": hrnet,
     "MobileNetV2": mobilenetv2,

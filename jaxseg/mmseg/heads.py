@@ -62,6 +62,32 @@ def deeplabv3p(heads: list[Section], features: tuple[str, ...], _: Section) -> d
     )
 
 
+def encnet(heads: list[Section], features: tuple[str, ...], _: Section) -> dict[str, Any]:
+    [head] = heads
+    checked = dict(use_se_loss=True, add_lateral=False)
+    only("decode_head", head, ("num_codes", "loss_se_decode", *checked, *COMMON))
+    expect("decode_head", head, **checked)
+    return dict(
+        name="encnet",
+        feature=_inputs(head, features)[-1],  # the others are for lateral connections
+        channels=head["channels"],
+        codes=head.get("num_codes", 32),
+        dropout=_dropout(head),
+    )
+
+
+def upernet(heads: list[Section], features: tuple[str, ...], _: Section) -> dict[str, Any]:
+    [head] = heads
+    only("decode_head", head, ("pool_scales", *COMMON))
+    return dict(
+        name="upernet",
+        features=tuple(features[i] for i in head["in_index"]),
+        channels=head["channels"],
+        bins=tuple(head.get("pool_scales", (1, 2, 3, 6))),
+        dropout=_dropout(head),
+    )
+
+
 def lraspp(heads: list[Section], features: tuple[str, ...], _: Section) -> dict[str, Any]:
     [head] = heads
     only("decode_head", head, ("branch_channels", "act_cfg", "input_transform", *COMMON), 1e-3)
@@ -119,17 +145,46 @@ def pointrend(
     )
 
 
+def ocrnet(heads: list[Section], features: tuple[str, ...], description: Section) -> dict[str, Any]:
+    expect("", description, num_stages=2)
+    coarse, head = heads
+    only("decode_head[1]", head, ("ocr_channels", "scale", "input_transform", *COMMON))
+    expect("decode_head[1]", head, scale=1, input_transform="resize_concat")
+    shared = {key: head[key] for key in ("num_classes", "align_corners", "dropout_ratio")}
+    defaults = dict(num_convs=2, concat_input=True)
+    expect(
+        "decode_head[0]", defaults | dict(coarse), type="FCNHead", num_convs=1, concat_input=False,
+        dilation=1, **shared,
+    )  # fmt: skip
+    regions = fcn([coarse], features, description)
+    return dict(
+        name="ocrnet",
+        feature=_inputs(head, features),
+        channels=head["channels"],
+        ocr_channels=head["ocr_channels"],
+        coarse_feature=regions["feature"],
+        coarse_channels=regions["channels"],
+        coarse_kernel=regions["kernel"],
+        dropout=_dropout(head),
+    )
+
+
 HEADS = {
     "FCNHead": fcn,
     "PSPHead": pspnet,
     "ASPPHead": deeplabv3,
     "DepthwiseSeparableASPPHead": deeplabv3p,
+    "EncHead": encnet,
     "LRASPPHead": lraspp,
+    "OCRHead": ocrnet,
     "FPNHead": sem_fpn,
     "PointHead": pointrend,
+    "UPerHead": upernet,
 }
 ON_NECK = ("FPNHead", "PointHead")
-HAVE_AUX = ("FCNHead", "PSPHead", "ASPPHead", "DepthwiseSeparableASPPHead")
+HAVE_AUX = (
+    "FCNHead", "PSPHead", "ASPPHead", "DepthwiseSeparableASPPHead", "EncHead", "UPerHead",
+)  # fmt: skip
 
 
 def auxiliary(aux: Section | None, head: Section, features: tuple[str, ...]) -> dict[str, Any]:

@@ -19,15 +19,15 @@ FEW = 1024
 
 
 class Conv(nn.Module):
-    """Square convolution, zero-padded so that stride 1 keeps the size ("half" padding).
+    """Convolution, zero-padded so that stride 1 keeps the size ("half" padding).
 
-    [b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features] for odd `kernel`. A number
-    of `padding` takes the place of half padding: so many zeros on each side, 0 for a "valid"
-    convolution.
+    [b, h, w, c] -> [b, ceil(h / strides), ceil(w / strides), features] for odd `kernel`, its side
+    or (height, width). A number of `padding` takes the place of half padding: so many zeros on each
+    side, 0 for a "valid" convolution.
     """
 
     features: int
-    kernel: int = 1
+    kernel: int | tuple[int, int] = 1
     strides: int = 1
     dilation: int = 1
     groups: int = 1
@@ -37,11 +37,13 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        window = (self.kernel,) * 2 if isinstance(self.kernel, int) else self.kernel
+        shape = (*window, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        half = self.dilation * (self.kernel // 2)
+        dilation = tuple(self.dilation if k > 1 else 1 for k in window)
+        half = tuple(d * (k // 2) for d, k in zip(dilation, window, strict=True))
         padding = half if self.padding is None else self.padding
-        x = conv2d(x, kernel, self.strides, padding, self.dilation, self.groups)
+        x = conv2d(x, kernel, self.strides, padding, dilation, self.groups)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return x

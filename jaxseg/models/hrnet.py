@@ -135,7 +135,7 @@ def torch_names(backbone: HRNet) -> list[tuple[str, str]]:
             (rf"layer1\.(\d+)\.downsample\.{i}", rf"stage1_\1/shortcut/{leaf}"),
             # transitionN.M: a new branch is one deeper in sequences than one that goes on.
             (rf"transition1\.0\.{i}", f"enter0/{leaf}"),
-            (rf"transition\d\.(\d)\.0\.{i}", rf"enter\1/{leaf}"),
+            *((rf"transition{n}\.{n}\.0\.{i}", f"enter{n}/{leaf}") for n in (1, 2, 3)),
             (rf"{fuse}\.{i}", rf"stage\1_\2/fuse\3_\4/{leaf}"),
             (rf"{fuse}\.(\d)\.{i}", rf"stage\1_\2/fuse\3_\4_\5/{leaf}"),
         ]

@@ -289,7 +289,8 @@ def torch_names(part: nn.Module) -> list[tuple[str, str]]:
     for i in range(part.stages):
         ours, up = i + 1, rf"decoder\.{i}\.upsample\."
         table += [
-            (rf"encoder\.{i}\.\d\.convs\.(\d)\.(conv|bn)", rf"encoder{ours}/conv\1/\2"),
+            # The first stage has no pool in front.
+            (rf"encoder\.{i}\.{min(i, 1)}\.convs\.(\d)\.(conv|bn)", rf"encoder{ours}/conv\1/\2"),
             (rf"decoder\.{i}\.conv_block\.convs\.(\d)\.(conv|bn)", rf"decoder{ours}/conv\1/\2"),
             (rf"{up}interp_upsample\.1\.(conv|bn)", rf"up{ours}/reduce/\1"),
             (rf"{up}deconv_upsamping\.0", f"up{ours}/conv"),

@@ -24,6 +24,9 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Above this rate, the weight gradient on GPU is taken tap by tap: space-to-batch would pad the
 # image to a multiple of the rate, and most taps of a large rate fall outside the image.
 SPACE_TO_BATCH_RATE = 8
+# Up to this many groups are a convolution each: together, two take XLA:CPU 1.5 to 6 times as long
+# and their gradients 4 to 27 times, and where they are dilated, GPUs want the gradient above.
+FEW_GROUPS = 4
 
 
 def conv2d(
@@ -39,7 +42,7 @@ def conv2d(
     `padding` zeros go on both sides of an axis, as in PyTorch; `strides`, `padding` and `dilation`
     are one number or one per axis. Output axis: floor((n + 2p - d(k - 1) - 1) / s) + 1. The result
     [b, h', w', features] has the dtype of the inputs. Differentiable once, in reverse mode, where
-    `dilation > 1` or the convolution is depthwise (groups == c == features).
+    `dilation > 1` or the convolution is depthwise (groups == c, features a multiple of it).
     """
     geometry = (_pair(strides), _pair(padding), _pair(dilation))
     if any(2 * p > d * (k - 1) for _, p, d, k in zip(*geometry, kernel.shape[:2], strict=True)):
@@ -47,8 +50,14 @@ def conv2d(
         # and XLA:CPU takes a loop a hundred times slower where a filter exceeds its image.
         x = jnp.pad(x, ((0, 0), *((p, p) for p in geometry[1]), (0, 0)))
         geometry = (geometry[0], (0, 0), geometry[2])
-    if groups > 1 and groups == x.shape[-1] == kernel.shape[-1]:
+    if groups > 1 and groups == x.shape[-1]:
+        # Several filters of a channel see a copy of it each: in groups, XLA:CPU takes ten times as
+        # long, and twenty for the gradients.
+        x = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)
         return _depthwise(x, kernel, geometry)
+    if 1 < groups <= FEW_GROUPS:
+        parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+        return jnp.concatenate([conv2d(*part, *geometry) for part in parts], -1)
     if groups == 1 and geometry[0] == (1, 1) and geometry[2] != (1, 1):
         return _dilated(x, kernel, geometry)
     return conv_plain(x, kernel, geometry, groups)

@@ -158,18 +158,32 @@ def avg_pool(x: jax.Array, window: int) -> jax.Array:
     """
     if window == 1:
         return x
-    counts, outside = [], [(0, 0)]
+    counts, outside = [], []
     for n in x.shape[1:3]:
         m = -(-n // window)
         outside.append((0, m * window - n))
         counts.append(np.minimum(n - np.arange(m) * window, window))
-    total = jax.lax.reduce_window(
+    area = np.outer(*counts)[..., None]
+    total = _window_sum(x, window, window, outside)
+    return (total / area.astype(total.dtype)).astype(x.dtype)
+
+
+def avg_pool_padded(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array:
+    """The mean over square windows of [b, h, w, c] with `padding` zeros around, which count.
+
+    PyTorch's `AvgPool2d` as it is by default. Output axis: floor((n + 2p - k) / s) + 1.
+    """
+    total = _window_sum(x, window, strides, [(padding, padding)] * 2)
+    return (total / window**2).astype(x.dtype)
+
+
+def _window_sum(x: jax.Array, window: int, strides: int, outside) -> jax.Array:
+    """Sums over square windows, in float32 at least; `outside` as in `_extent`."""
+    return jax.lax.reduce_window(
         x.astype(jnp.promote_types(x.dtype, jnp.float32)),
         0.0,
         jax.lax.add,
         (1, window, window, 1),
-        (1, window, window, 1),
-        (*outside, (0, 0)),
+        (1, strides, strides, 1),
+        ((0, 0), *outside, (0, 0)),
     )
-    area = np.outer(*counts)[..., None]
-    return (total / area.astype(total.dtype)).astype(x.dtype)
