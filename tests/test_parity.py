@@ -21,16 +21,15 @@ from jaxseg.state import abstract_variables
 from tests import references
 from tests.conftest import SHARED
 
-FAMILIES = (
-    "deeplabv3plus_r",
-    "deeplabv3_r",
-    "fcn",
-    "pspnet",
-    "unet",
-    "mobilenet",
-    "fpn_r",
-    "pointrend",
-)
+# Families of MMSegmentation's that run; the others are refused, by name.
+UNDERSTOOD = {
+    "fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "hrnet", "mobilenet_v2", "mobilenet_v3",
+    "sem_fpn", "point_rend", "upernet", "resnest", "fastfcn", "encnet", "ocrnet", "fastscnn",
+    "erfnet", "cgnet", "bisenetv1", "bisenetv2", "stdc", "icnet", "ddrnet", "pidnet",
+}  # fmt: skip
+# With drawn weights the softmaxes of split attention magnify rounding: the reference, which is of
+# float32, is itself 1.5e-4 from what PyTorch and jaxseg both give in float64.
+EXCEPTIONS = {"resnest_s101-d8_pspnet_4xb2-80k_cityscapes512x1024": 3e-4}
 # One of each kind of backbone and head; all others are marked slow.
 QUICK = (
     "deeplabv3plus_r18-d8_4xb4-80k_isaid-896x896",
@@ -77,14 +76,17 @@ def test_forward_of_a_golden_file(path):
 def forward_cases():
     found = sorted(path.stem for path in (SHARED / "zoo" / "outputs").glob("*.npz"))
     names = [
-        n for n in found if n.startswith(FAMILIES) and not (references.GOLDEN / f"{n}.npz").exists()
-    ]
+        name for name in found
+        if zoo.facts()["names"][name]["family"] in UNDERSTOOD
+        and not (references.GOLDEN / f"{name}.npz").exists()
+    ]  # fmt: skip
     return [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in names or QUICK]
 
 
 @pytest.mark.parametrize("name", forward_cases())
 def test_forward(shared, name):
-    assert error_of(np.load(shared / "zoo" / "outputs" / f"{name}.npz"), name) <= 1e-4
+    bound = EXCEPTIONS.get(name, 1e-4)
+    assert error_of(np.load(shared / "zoo" / "outputs" / f"{name}.npz"), name) <= bound
 
 
 def cross_entropy(logits, labels, align_corners):
@@ -208,12 +210,6 @@ def test_training_step_in_float64(shared, name):
     assert max(errors.values()) < 1e-9
 
 
-UNDERSTOOD = {
-    "fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "hrnet", "mobilenet_v2", "mobilenet_v3",
-    "sem_fpn", "point_rend",
-}  # fmt: skip
-
-
 def test_every_name_of_the_zoo_is_understood_or_refused(shared):
     """All names, those without a reference output too."""
     families = {
@@ -223,12 +219,16 @@ def test_every_name_of_the_zoo_is_understood_or_refused(shared):
     stored, built = zoo.facts(), {}
     for name, description in descriptions(shared).items():
         if families[name] not in UNDERSTOOD:
-            assert name not in stored["names"]
+            assert "model" not in stored["names"][name] and stored["names"][name]["lacks"]
             with pytest.raises(UserError, match="jaxseg supports"):
                 mmseg.model_spec(description)
             continue
         spec = mmseg.model_spec(description)
         model = stored["names"][name]["model"]
+        if name == "fpn_r101_4xb4-160k_ade20k-512x512":
+            # MMSegmentation 1.x has lost the depth of this one; its published weights have it.
+            assert spec["backbone"]["depth"] == 50
+            spec["backbone"]["depth"] = 101
         assert stored["models"][model] == json.loads(json.dumps(spec)), "run tools/make_zoo.py"
         built.setdefault(model, (name, spec, description))
     assert len(built) > 150
@@ -236,20 +236,18 @@ def test_every_name_of_the_zoo_is_understood_or_refused(shared):
         model, heads = models.get(spec), description["decode_head"]
         head = heads[-1] if isinstance(heads, list) else heads
         assert spec["num_classes"] == head["num_classes"]
-        assert model.align_corners == ("769x769" in name)
-        aux = description.get("auxiliary_head")
-        assert (model.aux_head is None) == (aux is None)
-        if aux:
-            assert (model.aux_head.channels, model.aux_head.dilation) == (
-                aux["channels"],
-                aux.get("dilation", 1),
-            )
+        assert model.align_corners == head.get("align_corners", False)
+        aux = description.get("auxiliary_head") or []
+        ours = model.aux_head if isinstance(model.aux_head, tuple) else [model.aux_head]
+        theirs = aux if isinstance(aux, list) else [aux]
+        assert len([head for head in ours if head is not None]) == len(theirs)
+        for own, other in zip(ours, theirs, strict=False):
+            assert own.channels == other["channels"]
+            assert getattr(own, "dilation", 1) == other.get("dilation", 1)
         depth = re.search(r"_r(18|50|101)(b?)[-_]", name)
-        if depth:
+        if depth and "strides" in description["backbone"]:  # a ResNet, not a network around one
             backbone = spec["backbone"]
-            # MMSegmentation 1.x has lost the depth of this one; its published weights have it.
-            lost = name == "fpn_r101_4xb4-160k_ade20k-512x512"
-            assert backbone["depth"] == (50 if lost else int(depth[1]))
+            assert backbone["depth"] == int(depth[1])
             plain = bool(depth[2]) or "rsb" in name
             assert backbone["stem"] == ("plain" if plain else "v1c")
             stride = description["backbone"]["strides"]
@@ -263,7 +261,7 @@ def test_every_name_of_the_zoo_is_understood_or_refused(shared):
         ("decode_head", dict(type="ANNHead"), "decode_head.type='ANNHead'"),
         ("decode_head", dict(gain=2), "decode_head.gain=2"),
         ("decode_head", dict(in_index=2), "decode_head.in_index=2"),
-        ("backbone", dict(type="ResNeSt"), "backbone.type='ResNeSt'"),
+        ("backbone", dict(type="ResNeXt"), "backbone.type='ResNeXt'"),
         ("backbone", dict(strides=[1, 2, 1, 2]), "backbone.strides"),
         ("backbone", dict(contract_dilation=False), "contract_dilation"),
         ("auxiliary_head", dict(align_corners=True), "auxiliary_head.align_corners=True"),
