@@ -4,7 +4,7 @@
 
 DATASET is one of `jaxseg.recipes`; without one it is voc2012. That recipe is the paper's (crops of
 321x321, mirrored, no scales; rates of 0.001 and ten times that for fc8, twice each for biases;
-momentum 0.9, weight decay 5e-4; from ImageNet weights of VGG-16, give such by --config.init_from)
+momentum 0.9, weight decay 5e-4; from ImageNet weights of VGG-16, the default of --config.init_from)
 but for the schedule: the polynomial one that DeepLab v2 (arXiv:1606.00915, table 2) finds better,
 with batches of 10 over 20k steps, where the paper divides the rate by ten every 2k of 6k steps of
 20 to 30 images. And the loss is taken at the labels' size, where theirs is at an eighth of it. The

@@ -3,7 +3,7 @@
     python -m jaxseg.main --config configs/deeplabv2.py:DATASET --workdir runs/NAME
 
 DATASET is one of those below; without one it is voc2012. The paper's protocol: ResNet-101, from
-ImageNet and then COCO weights (give such weights by --config.init_from), norms frozen, ASPP-L,
+ImageNet and then COCO weights (ImageNet's are the default of init_from), norms frozen, ASPP-L,
 three scales with a loss on each and on their maximum, the classifiers' learning rate tenfold.
 
     voc2012     321x321, batch 10, 20k steps (augmented train list): val 76.35; 77.69 with the CRF,

@@ -4,7 +4,7 @@
 
 DATASET is one of `jaxseg.recipes`; without one it is cityscapes. The large recipes are
 MMSegmentation's `deeplabv3plus_r50-d8`, whose published single-scale mIoU is the target. They start
-there from ImageNet weights of ResNet-50-v1c: give such weights by --config.init_from.
+there from ImageNet weights of ResNet-50-v1c: the default of --config.init_from.
 
     cityscapes  512x1024, batch 8, 40k steps: 79.61     ade20k  512x512, batch 16, 80k: 42.72
     voc2012     512x512, batch 16, 20k (augmented train list): 75.93

@@ -4,7 +4,7 @@
 
 DATASET is one of `jaxseg.recipes`; without one it is cityscapes. The recipes for cityscapes and
 ade20k are MMSegmentation's `mobilenet-v2-d8_deeplabv3plus`, whose published single-scale mIoU is
-the target. They start there from ImageNet weights: give such weights by --config.init_from.
+the target. They start there from ImageNet weights: the default of --config.init_from.
 
     cityscapes  512x1024, batch 8, 80k steps: 75.20     ade20k  512x512, batch 16, 160k: 34.02
     voc2012     512x512, batch 16, 20k (augmented train list): no published figure

@@ -6,7 +6,7 @@ DATASET is one of `jaxseg.recipes`; without one it is voc2012. The large recipes
 once as the authors' released network is trained: one image a step, whole and unaltered, the loss
 summed over its pixels, a rate of 1e-10, momentum 0.99, twice the rate and no decay for biases, 300k
 steps. As the loss here is a mean, the rate is that times the pixels. Its targets are theirs, from
-ImageNet weights of VGG-16 (give such weights by --config.init_from), on the 736 images of VOC 2011
+ImageNet weights of VGG-16 (the default of --config.init_from), on the 736 images of VOC 2011
 that they call seg11valid; the `val` of voc2012 is a longer list, of 1449.
 
     voc2012     at once 65.4; in stages 32s 63.6, 16s 65.0, 8s 65.5: read off the authors' page

@@ -4,7 +4,7 @@
 
 DATASET is one of `jaxseg.recipes`; without one it is cityscapes. The large recipes are
 MMSegmentation's `fcn_hr18`, whose published single-scale mIoU is the target. They start there from
-ImageNet weights of HRNetV2-W18: give such weights by --config.init_from.
+ImageNet weights of HRNetV2-W18: the default of --config.init_from.
 
     cityscapes  512x1024, batch 8, 40k steps: 77.19     ade20k  512x512, batch 16, 80k: 36.27
     voc2012     512x512, batch 16, 20k (augmented train list): 72.30

@@ -4,7 +4,7 @@
 
 DATASET is one of `jaxseg.recipes`; without one it is cityscapes. No paper has this form, which
 toolboxes train: the large recipes are MMSegmentation's `fcn_r50-d8`, whose published single-scale
-mIoU is the target. They start there from ImageNet weights of ResNet-50-v1c: give such weights by
+mIoU is the target. They start there from ImageNet weights of ResNet-50-v1c: the default of
 --config.init_from.
 
     cityscapes  512x1024, batch 8, 40k steps: 72.25     ade20k  512x512, batch 16, 80k: 35.94

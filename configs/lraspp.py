@@ -3,7 +3,7 @@
     python -m jaxseg.main --config configs/lraspp.py:DATASET --workdir runs/NAME
 
 Without a DATASET it is cityscapes: MMSegmentation's `mobilenet-v3-d8_lraspp`, whose published
-single-scale mIoU is the target: 69.54 from ImageNet weights (give such weights by
+single-scale mIoU is the target: 69.54 from ImageNet weights (the default of
 --config.init_from), 67.87 from scratch, and 64.11 and 62.74 for backbone.size=small.
 
     cityscapes  512x1024, batch 16, 320k steps

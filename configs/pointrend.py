@@ -4,7 +4,7 @@
 
 DATASET is one of `RECIPES`; without one it is cityscapes. The large recipes are MMSegmentation's
 `pointrend_r50`, whose published single-scale mIoU is the target. They start there from ImageNet
-weights of ResNet-50-v1c: give such weights by --config.init_from.
+weights of ResNet-50-v1c: the default of --config.init_from.
 
     cityscapes  512x1024, batch 8, 80k steps: 76.47     ade20k  512x512, batch 16, 160k: 37.64
     camvid      ResNet-18 from scratch, sized for two CPU cores

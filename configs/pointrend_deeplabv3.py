@@ -5,7 +5,7 @@
 DATASET is one of `RECIPES`; without one it is cityscapes.
 
     cityscapes  768x768, batch 16, 90k steps: 78.4, where DeepLabv3 alone gives 77.2 at output
-                stride 16 and 77.8 at 8; from ImageNet weights: give such by --config.init_from
+                stride 16 and 77.8 at 8; from ImageNet weights: the default of --config.init_from
     camvid      ResNet-18 from scratch, sized for two CPU cores
     synthetic   the same, smaller; needs no files       folder  your own images and masks
 

@@ -4,7 +4,7 @@
 
 DATASET is one of `jaxseg.recipes`; without one it is cityscapes. The large recipes are
 MMSegmentation's `pspnet_r50-d8`, whose published single-scale mIoU is the target. They start there
-from ImageNet weights of ResNet-50-v1c: give such weights by --config.init_from.
+from ImageNet weights of ResNet-50-v1c: the default of --config.init_from.
 
     cityscapes  512x1024, batch 8, 40k steps: 77.85     ade20k  512x512, batch 16, 80k: 41.13
     voc2012     512x512, batch 16, 20k (augmented train list): 76.78

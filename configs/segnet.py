@@ -5,8 +5,8 @@
 DATASET is one of those below; without one it is camvid_full: the authors' released solver (SGD at a
 constant rate of 0.001 with momentum 0.9, 40k steps, classes balanced by median frequency, counted
 in the training labels first) on the 367 whole CamVid images of 360x480, batch 5. The encoder starts
-from ImageNet weights of VGG-16 there: a checkpoint of `jaxseg.models.vgg` with norms has the same
-names, give it by --config.init_from. From scratch, take a larger rate.
+from ImageNet weights of VGG-16 there: --config.init_from=vgg16_bn are such, with norms. From
+scratch, take a larger rate.
 
     camvid_full  no figure of the paper is for this: its 60.1 test mIoU (table 2) is from 3,433
                  images of four data sets, without balancing; with these 367 images, Jegou et al.

@@ -9,14 +9,23 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint as checkpoint_lib
-from jaxseg import convert, data, dialects, download, exported, models, torch_file, trees, zoo
+from jaxseg import (
+    convert,
+    data,
+    dialects,
+    download,
+    exported,
+    misfit,
+    models,
+    torch_file,
+    trees,
+    zoo,
+)
 from jaxseg.config import from_file
 from jaxseg.errors import UserError
 from jaxseg.segmentation import Segmentation
 from jaxseg.state import abstract_variables
 from jaxseg.workdir import read_config
-
-_SIZE = (64, 64)  # of the image that shapes are found with; parameters do not depend on it
 
 
 def load(
@@ -31,7 +40,8 @@ def load(
       name: the workdir of a run; the folder of an exported model (see `jaxseg.exported`); a config
         file with its argument behind a colon, as in 'configs/deeplabv3p.py:camvid'; or the name of
         a released model of MMSegmentation, as in
-        'deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024' (see `jaxseg.zoo`).
+        'deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024' (see `jaxseg.zoo`; names of older
+        releases and paths of MMSegmentation's configs are understood, too).
       checkpoint: a workdir, its checkpoints folder, or the folder of one step; a PyTorch or
         safetensors file, see `jaxseg.torch_file`; or a mapping from the names of a PyTorch state
         dict to arrays. None takes the best checkpoint of the workdir `name`, or downloads the
@@ -50,7 +60,7 @@ def load(
     if path.is_dir():
         weights = path if checkpoint is None else checkpoint
         return from_config(read_config(path), weights, dtype=dtype)
-    if name.partition(":")[0].endswith(".py"):
+    if name.partition(":")[0].endswith(".py") and not zoo.has(name):
         if checkpoint is None:
             raise UserError(
                 f"load({name!r}): a config file has no weights; give checkpoint=, a workdir, a "
@@ -97,7 +107,7 @@ def from_zoo(
     """
     config = zoo.config(name) if config is None else config
     if checkpoint is None:
-        checkpoint = download.fetch(zoo.entry(name)["weights"])
+        checkpoint = download.fetch(zoo.weights(name))
     return from_config(config, checkpoint, dtype=dtype)
 
 
@@ -119,25 +129,32 @@ def from_config(
     Raises:
       UserError: the weights are not of this model.
     """
+    source = ""
     if not isinstance(weights, Mapping) and os.path.isfile(weights):
-        weights = torch_file.read(weights)
+        source, weights = os.fspath(weights), torch_file.read(weights)
     if isinstance(weights, Mapping):
         description = data.get(config.data)
         classes, palette = description.classes, description.palette
         model = models.get(config.model, num_classes=len(classes))
         weights, names = dialects.read(model, weights)
-        variables = convert.from_torch(weights, abstract_variables(model, _SIZE), names)
+
+        def advise(found):
+            spec = config.model.to_dict()
+            return misfit.advice(found, weights, spec, len(classes), source)
+
+        wanted = abstract_variables(model)
+        variables = convert.from_torch(weights, wanted, names, source, advise)
     else:
         variables, meta = checkpoint_lib.load_model(weights, step=step)
         # The classes that the weights were trained for: the data need not be there any more.
         classes, palette = meta["classes"], meta["palette"]
         model = models.get(config.model, num_classes=len(classes))
-        wanted = trees.named_leaves(abstract_variables(model, _SIZE))
+        wanted = trees.named_leaves(abstract_variables(model))
         differences = trees.mismatches(wanted, trees.named_leaves(variables))
         if differences:
             raise UserError(
                 f"{os.fspath(weights)}: the checkpoint is of another model, {len(differences)} "
-                f"arrays differ:{trees.listed(differences)}"
+                f"arrays differ:{trees.listed(differences)}\n{trees.parts(wanted, differences)}"
             )
     return Segmentation(
         model=model,

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from jaxseg import stored
 from jaxseg.errors import UserError
-from jaxseg.trees import fill, named_leaves, nested
+from jaxseg.trees import named_leaves, nested
 
 
 class Checkpointer:
@@ -283,11 +283,3 @@ def load_model(
         raise UserError(
             f"{folder}: the checkpoint is damaged ({damage}); choose another step of the run"
         ) from damage
-
-
-def init_from(
-    variables: Any, path: str | os.PathLike, skip: str | Sequence[str] | None = None
-) -> Any:
-    """`variables` with the values of the checkpoint at `path`; see `find_step`, `trees.fill`."""
-    loaded, _ = load_model(path)
-    return fill(variables, loaded, skip, source=str(path))

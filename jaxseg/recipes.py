@@ -1,8 +1,9 @@
 """What configs have in common: how to train on each dataset, whatever the model.
 
 A config file calls `get(DATASET, losses)` and sets `config.model`; what its paper or its model does
-differently it sets after that. The large recipes are MMSegmentation's; `camvid` and `synthetic`
-train from scratch and are sized for a CPU.
+differently it sets after that. The large recipes are MMSegmentation's, and start as there from
+ImageNet weights of the backbone, see `jaxseg.init_from`; `camvid` and `synthetic` train from
+scratch and are sized for a CPU.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,12 @@ RESNET = dict(
 )  # fmt: skip
 # The same where `is_small`.
 SMALL_RESNET = RESNET | dict(depth=18, output_stride=16)
+
+# Of Cityscapes' 19 classes: the rarer, the heavier, as HRNet's authors and others after them train.
+CITYSCAPES_WEIGHTS = (
+    0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023,
+    0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507,
+)  # fmt: skip
 
 # The links of `jaxseg.predict`, all left out.
 PREDICT = dict(
@@ -74,7 +81,8 @@ def get(dataset: str, losses: Mapping[str, float]) -> ConfigDict:
             ),
             schedule=dict(name="poly", power=0.9, end=1e-4, warmup=0),
             ema=0.0,
-            init_from="", init_skip="",
+            # auto: ImageNet weights of the backbone where any are known; see jaxseg.init_from
+            init_from="auto", init_skip="",
             log_every=50, eval_every=4000, checkpoint_every=1000,
             # batch_size is rounded up to a multiple of the devices; 1 is safe for large images.
             eval=dict(split="val", final_split="val", batch_size=1, base_size=()),
@@ -138,6 +146,7 @@ def synthetic(config: ConfigDict) -> None:
 
 
 def _from_scratch(config: ConfigDict) -> None:
+    config.init_from = ""
     for loss in config.losses.values():
         loss.average = "valid"
     config.optimizer = dict(

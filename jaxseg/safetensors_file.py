@@ -1,9 +1,13 @@
-"""Reads safetensors: a length (uint64), a JSON header of that length, the numbers without gaps.
+"""safetensors: a length (uint64), a JSON header of that length, the numbers without gaps.
 
 Source: the format's description, github.com/huggingface/safetensors.
 """
 
 import json
+import os
+import pathlib
+import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,3 +69,30 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) != len(dict(pairs)):
         raise ValueError("a name is there twice")
     return dict(pairs)
+
+
+def write(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays of numbers or booleans; a kill at any moment leaves no half file there.
+
+    As the reference implementation does: the widest numbers first, then by name, and the header
+    filled up with spaces, so that every array lies at a multiple of its numbers' size.
+    """
+    names = {np.dtype(code).str[1:]: name for name, code in _DTYPES.items() if code != "bf16"}
+    order = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name in order:
+        array = state[name]
+        start, end = end, end + array.nbytes
+        kind = names[array.dtype.str[1:]]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            array = np.ascontiguousarray(state[name])
+            file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -36,8 +36,11 @@ class TrainState:
         return {"params": params, **self.model_state}
 
 
-def abstract_variables(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
-    """Shapes and dtypes of a model's variables, without allocating any."""
+def abstract_variables(model: nn.Module, size: tuple[int, int] = (64, 64)) -> dict[str, Any]:
+    """Shapes and dtypes of a model's variables, without allocating any.
+
+    They do not depend on the image's `size`, but a model may not take any.
+    """
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, False), image)
 

@@ -10,7 +10,18 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, data, evaluate, figures, losses, metrics, models, optim, visualize
+from jaxseg import (
+    checkpoint,
+    data,
+    evaluate,
+    figures,
+    init_from,
+    losses,
+    metrics,
+    models,
+    optim,
+    visualize,
+)
 from jaxseg import state as states
 from jaxseg.console import duration, say
 from jaxseg.data import balance
@@ -158,8 +169,9 @@ def _run(config: ConfigDict, workdir: Workdir) -> None:
         say(f"continuing from step {int(state.step)} of {workdir.path}")
     elif config.init_from:
         variables = {"params": state.params, **state.model_state}
-        variables = checkpoint.init_from(variables, config.init_from, skip=config.init_skip or None)
+        variables, note = init_from.start(config, variables, description.num_classes)
         state = states.with_variables(state, jax.device_put(variables, replicated(mesh)))
+        workdir.note(init_from=note)
     start = int(state.step)
     workdir.note(dataset={"name": description.name, "images": sizes})
 

@@ -5,7 +5,7 @@ parameter it is about.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,8 +69,14 @@ def listed(lines: Mapping[str, str], limit: int = 8) -> str:
     return shown + (f"\n  and {more} more" if more > 0 else "")
 
 
-def fill(variables: Any, loaded: Any, skip: str | Sequence[str] | None, source: str) -> Any:
-    """`variables` with the values of `loaded`, but for what is skipped.
+def fill(
+    variables: Any,
+    loaded: Any,
+    skip: str | Sequence[str] | None,
+    source: str,
+    left: Collection[str] = (),
+) -> Any:
+    """`variables` with the values of `loaded`, but for what is skipped or left.
 
     Args:
       variables: {'params': ..., 'batch_stats': ...} of arrays; shapes, dtypes and shardings stay.
@@ -78,48 +84,68 @@ def fill(variables: Any, loaded: Any, skip: str | Sequence[str] | None, source: 
       skip: regular expressions for names without the collection: 'head/classifier' covers
         everything under that module, and nothing of 'head/classifier2' or 'aux_head/classifier'.
       source: where `loaded` comes from, for messages.
+      left: names that are to stay as they are, too; the caller says so.
 
     Raises:
       UserError: lists everything that does not fit and is not skipped; or a regex is wrong or
         matches nothing.
     """
     ours, theirs = named_leaves(variables), named_leaves(loaded)
-    skipped = _matching([*ours, *theirs], [skip] if isinstance(skip, str) else skip or ())
+    skipped = matching_names([*ours, *theirs], skip)
     lines = mismatches(
         {name: leaf for name, leaf in ours.items() if name not in skipped},
         {name: leaf for name, leaf in theirs.items() if name not in skipped},
         dtypes=False,
     )
-    if lines:
-        report = listed({_in_module(name): line for name, line in lines.items()}, len(lines))
+    if lines.keys() - set(left):
+        report = listed({in_module(name): line for name, line in lines.items()}, len(lines))
         raise UserError(
             f"{source}: {len(lines)} arrays do not fit this model:{report}\n"
-            "to leave parts as they are initialised, for example to start a new head, use "
-            f"--config.init_skip='{_suggestion(lines)}'"
+            f"{parts(ours, lines)}\n{suggestion(lines)}"
         )
-    fresh = [name for name in ours if name in skipped]
-    if fresh:
-        modules = sorted({_in_module(name).rpartition("/")[0] for name in fresh})
-        say(f"{source}: not taken from it, left as initialised: {', '.join(modules)}")
+    say_skipped([name for name in ours if name in skipped], source)
+    taken = ours.keys() - skipped - set(left)
+    return overlay(variables, {name: theirs[name] for name in taken})
+
+
+def overlay(variables: Any, values: Mapping[str, Any]) -> Any:
+    """`variables` with host arrays in the place of some leaves, by name."""
     leaves = [
-        like if name in skipped else place(np.asarray(theirs[name]), like)
-        for name, like in ours.items()
+        place(np.asarray(values[name]), like) if name in values else like
+        for name, like in named_leaves(variables).items()
     ]
     return jax.tree.unflatten(jax.tree.structure(variables), leaves)
 
 
-def _matching(names: Sequence[str], expressions: Sequence[str]) -> set[str]:
+def say_skipped(fresh: Sequence[str], source: str) -> None:
+    if fresh:
+        modules = sorted({in_module(name).rpartition("/")[0] for name in fresh})
+        say(f"{source}: not taken from it, left as initialised: {', '.join(modules)}")
+
+
+def parts(names: Collection[str], wrong: Collection[str]) -> str:
+    """Which parts of a model fit: 'arrays that fit: backbone 265 of 265, head 2 of 38'."""
+    total, fit = ({in_module(name).split("/")[0]: 0 for name in names} for _ in range(2))
+    for name in names:
+        part = in_module(name).split("/")[0]
+        total[part] += 1
+        fit[part] += name not in wrong
+    return "arrays that fit: " + ", ".join(f"{part} {fit[part]} of {total[part]}" for part in total)
+
+
+def matching_names(names: Sequence[str], skip: str | Sequence[str] | None) -> set[str]:
+    """The names that `config.init_skip` means; see `fill`."""
     found = set()
-    for expression in filter(None, expressions):
+    for expression in filter(None, [skip] if isinstance(skip, str) else skip or ()):
         try:
             pattern = re.compile(f"(?:{expression})(?:/|$)")
         except re.error as error:
             raise UserError(
                 f"config.init_skip: {expression!r} is not a regular expression ({error})"
             ) from error
-        hits = {name for name in names if pattern.match(_in_module(name))}
+        hits = {name for name in names if pattern.match(in_module(name))}
         if not hits:
-            parts = sorted({_in_module(name).split("/")[0] for name in names})
+            parts = sorted({in_module(name).split("/")[0] for name in names})
             raise UserError(
                 f"config.init_skip: {expression!r} matches no parameter; "
                 f"their names start with {', '.join(parts)}"
@@ -128,15 +154,18 @@ def _matching(names: Sequence[str], expressions: Sequence[str]) -> set[str]:
     return found
 
 
-def _in_module(name: str) -> str:
+def in_module(name: str) -> str:
     """'params/head/kernel' -> 'head/kernel': without the collection."""
     return name.partition("/")[2]
 
 
-def _suggestion(lines: Mapping[str, str]) -> str:
-    """A regex that covers all mismatches: their modules, or whole parts of the model if many."""
-    names = [_in_module(name) for name in lines]
+def suggestion(wrong: Iterable[str]) -> str:
+    """How to do without the named arrays: a regex for their modules, or for whole parts if many."""
+    names = [in_module(name) for name in wrong]
     modules = dict.fromkeys(name.rpartition("/")[0] or name for name in names)
     if len(modules) > 3:
         modules = dict.fromkeys(name.split("/")[0] for name in names)
-    return "|".join(modules)
+    return (
+        "to leave parts as they are initialised, for example to start a new head, use "
+        f"--config.init_skip='{'|'.join(modules)}'"
+    )

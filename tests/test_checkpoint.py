@@ -301,18 +301,20 @@ def test_another_optimizer_or_ema_is_named(tmp_path):
         Checkpointer(tmp_path).restore(shapes_of(make_state(0, ema=True)))
 
 
-def test_init_from_fills_what_is_not_skipped(tmp_path, capsys):
+def test_a_checkpoint_fills_what_is_not_skipped(tmp_path, capsys):
     save_steps(tmp_path, 1)
     source, fresh = make_state(1), make_state(9, classes=19)
     variables = {"params": fresh.params, **fresh.model_state}
+    loaded, _ = checkpoint.load_model(tmp_path)
     with pytest.raises(UserError) as error:
-        checkpoint.init_from(variables, tmp_path)
+        fill(variables, loaded, None, "x")
     text = str(error.value)
     assert "head/classifier/kernel: checkpoint (1, 1, 8, 21), model (1, 1, 8, 19)" in text
     assert "head/classifier/bias: checkpoint (21,), model (19,)" in text
     assert "--config.init_skip='head/classifier'" in text
+    assert "arrays that fit: backbone 3 of 3, head 0 of 2" in text
 
-    filled = checkpoint.init_from(variables, tmp_path, skip="head/classifier")
+    filled = fill(variables, loaded, "head/classifier", "x")
     assert_same(filled["params"]["backbone"], source.params["backbone"])
     assert_same(filled["batch_stats"], source.model_state["batch_stats"])
     assert_same(filled["params"]["head"], fresh.params["head"])

@@ -6,9 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg import convert, models
+from jaxseg import convert, models, zoo
 from jaxseg.errors import UserError
 from jaxseg.models.common import BatchNorm, Conv
+from jaxseg.state import abstract_variables
+from tests import references
+from tests.conftest import SHARED
 
 NAMES = [(r"features\.0", "stem/conv"), (r"features\.1", "stem/bn"), (r"fc(\d)", r"dense\1")]
 
@@ -90,6 +93,76 @@ def test_one_error_lists_everything():
     ):
         assert part in message
     assert "params/stem/conv/kernel" not in message  # nothing is wrong with it
+
+
+def test_a_vector_in_the_place_of_a_kernel_is_of_a_wrong_shape():
+    """Not a name without a place: rank alone tells a scale from a kernel."""
+    source = state()
+    a, b = "features.0.weight", "features.1.weight"
+    source[a], source[b] = source[b], source[a]
+    with pytest.raises(UserError, match="(?s)2 of unequal shape") as caught:
+        convert.from_torch(source, abstract(), NAMES, "x.pth", lambda found: "\nadvice")
+    message = str(caught.value)
+    assert message.startswith("x.pth: ") and message.endswith("\nadvice")
+    assert "features.0.weight gives (3,), the model has (3, 3, 2, 3)" in message
+    assert "features.1.weight gives (3, 3, 2, 3), the model has (3,)" in message
+    assert "missing" not in message and "without a place" not in message
+
+
+def test_backwards_to_the_last_bit():
+    source = {k: np.float32(v) for k, v in state().items() if not k.endswith("tracked")}
+    got = convert.to_torch(convert.from_torch(source, abstract(), NAMES), NAMES)
+    assert got.keys() == source.keys()
+    for key, value in source.items():
+        assert got[key].dtype == np.float32 and got[key].flags.c_contiguous
+        np.testing.assert_array_equal(got[key], value, strict=True)
+
+
+def test_names_that_a_path_does_not_determine():
+    variables = convert.from_torch(state(), abstract(), NAMES)
+    for row in ((r"fc(\d).*", r"dense\1"), (r"fc\d", "dense1"), (r"(fc|full)1", "dense1")):
+        with pytest.raises(UserError, match="2 parameters.*no names.*params/dense1/"):
+            convert.to_torch(variables, [*NAMES[:2], row])
+    # The first row that leads to a path, but for those whose name another row would take.
+    names = [(r"fc1", "other"), *NAMES[:2], (r"(?P<a>f)c(?P<b>\d)", r"dense\g<b>"), *NAMES]
+    assert convert.key_of("params/dense1/bias", names) is None
+    names = [*NAMES[:2], (r"(?P<a>f|g)c1", r"\g<a>"), (r"d\.(\d)\.\1", r"dense\1")]
+    assert convert.key_of("params/g/bias", names) == "gc1.bias"
+    assert convert.key_of("params/dense1/bias", names) is None
+    assert convert.key_of("params/head/codes", [(r"enc\.(codes|scale)", r"head/\1")]) == "enc.codes"
+    assert convert.key_of("params/head/scale", [(r"enc\.(codes|scale)", r"head/\1")]) == "enc.scale"
+
+
+def reference_files():
+    """One of each structure, golden ones and others where they are at hand; see references.py."""
+    golden = sorted(references.GOLDEN.glob("*.npz"))
+    others = sorted((SHARED / "zoo" / "outputs").glob("*.npz"))
+    found = {}
+    for path in [*golden, *others]:
+        if zoo.has(path.stem) and "model" in zoo.facts()["names"][path.stem]:
+            spec = zoo.facts()["models"][zoo.facts()["names"][path.stem]["model"]]
+            backbone = spec.get("backbone", {})
+            kind = (spec["name"], *(str(backbone.get(key)) for key in ("name", "stem", "size")))
+            found.setdefault(kind, path)
+    quick = {path: path in golden and len(np.load(path)["keys"]) < 400 for path in found.values()}
+    return [
+        pytest.param(path, marks=[] if q else [pytest.mark.slow], id=path.stem)
+        for path, q in quick.items()
+    ]
+
+
+@pytest.mark.parametrize("path", reference_files())
+def test_backwards_gives_the_names_and_shapes_of_mmsegmentation(path):
+    want = {}
+    for line in np.load(path)["keys"]:
+        key, shape = str(line).split("|")
+        if key.rpartition(".")[2] not in convert.DROPPED:
+            want[key] = tuple(int(n) for n in shape.split(",") if n)
+    model = models.get(zoo.config(path.stem).model)
+    wanted = abstract_variables(model, (64, 64))
+    variables = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), wanted)
+    got = convert.to_torch(variables, convert.torch_names(model))
+    assert {key: value.shape for key, value in got.items()} == want
 
 
 def test_a_long_list_is_cut_and_counted():

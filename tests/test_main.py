@@ -191,10 +191,12 @@ def test_a_finished_run_leaves_figures_pictures_and_a_manifest(trained):
     assert workdir.read_config(run).steps == 2
     [entry] = workdir.read_manifest(run)["runs"]
     assert entry["dataset"]["images"] == {"train": 4, "val": 4}
+    assert entry["init_from"]["taken"] == 0 and "no ImageNet weights" in entry["init_from"]["why"]
 
 
-def test_the_same_command_after_the_end_evaluates_again(capsys, trained):
-    status, output = train(capsys, *trained)
+def test_the_same_command_after_the_end_evaluates_again(capsys, trained, monkeypatch):
+    monkeypatch.setenv("JAXSEG_OFFLINE", "1")  # what was begun needs no weights to begin with
+    status, output = train(capsys, *trained, "--config.init_from=resnet18_v1c")
     assert status == 0
     assert "continuing from step 2" in output and "mIoU" in output
 
@@ -218,14 +220,23 @@ def test_eval_and_predict_need_only_the_workdir(capsys, trained, tmp_path):
         assert (tmp_path / "out" / f"{i}_overlay.png").is_file()
 
 
-def test_another_class_count_or_architecture_is_refused(capsys, trained, tmp_path):
+def test_another_class_count_starts_the_classifiers_afresh(capsys, trained, tmp_path):
     root = write_folder(tmp_path / "five", classes=5)
-    status, output = train(capsys, root, tmp_path / "run", f"--config.init_from={trained[1]}")
-    assert status == 2
-    assert "head/classifier" in output and "init_skip" in output
-    skip = "--config.init_skip=(head|aux_head)/classifier"
-    status, output = train(capsys, root, tmp_path / "run", f"--config.init_from={trained[1]}", skip)
+    source = f"--config.init_from={trained[1]}"
+    status, output = train(capsys, root, tmp_path / "run", source)
     assert status == 0, output
+    assert "is for 3 classes, this model for 5" in output
+    assert "aux_head/classifier/conv/kernel: (1, 1, 8, 3) there, (1, 1, 8, 5) here" in output
+    [entry] = workdir.read_manifest(tmp_path / "run")["runs"]
+    assert entry["init_from"]["source"] == str(trained[1]) and len(entry["init_from"]["left"]) == 4
+
+
+def test_another_architecture_is_refused(capsys, trained, tmp_path):
+    root, source = trained[0], f"--config.init_from={trained[1]}"
+    status, output = train(capsys, root, tmp_path / "run", source, "--config.model.channels=16")
+    assert status == 2
+    assert "head/classifier/conv/kernel" in output and "init_skip" in output
+    assert "arrays that fit: aux_head 7 of 7, backbone 25 of 25, head" in output
     status, output = train(capsys, *trained, "--config.model.channels=16")
     assert status == 2
     assert "model.channels" in output and "--force" in output
