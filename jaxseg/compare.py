@@ -28,6 +28,7 @@ from jaxseg.metrics import images
 
 BASE = "base"
 SECTIONS = ("predict", "model", "dtype")  # of the config: those in which variants may differ
+_SIZE = (64, 64)  # of the image that shapes are found with; parameters do not depend on it
 PICTURES = 4  # of each variant: the images that it changes most
 
 
@@ -101,7 +102,13 @@ def run(
       UserError: as `parse` and `evaluate.evaluate_checkpoint`, or a variant has other parameters.
     """
     found = parse(config, variants)
-    task = evaluate.prepare(config, workdir, split, step)
+    return compare(found, evaluate.prepare(config, workdir, split, step), workdir)
+
+
+def compare(
+    found: Mapping[str, Variant], task: evaluate.Task, workdir: str | None
+) -> dict[str, Any]:
+    """What `run` does, for any task; without a workdir it leaves nothing."""
     seconds = dict.fromkeys(found, 0.0)
     steps = {name: _timed(_make_step(found, name, task), name, seconds) for name in found}
     others = [name for name in found if name != BASE]
@@ -137,33 +144,39 @@ def run(
         "dataset": task.description.name,
         "split": task.split,
         "images": task.number,
-        "step": task.step,
+        **task.weights,
         "variants": results,
     }
-    text = figures.comparison(result)
-    say(f"\n{text}")
-    folder = pathlib.Path(workdir)
+    say(f"\n{figures.comparison(result)}")
+    if workdir is not None:
+        _save(task, pathlib.Path(workdir), result, pictures)
+    return result
+
+
+def _save(task: evaluate.Task, folder: pathlib.Path, result: Mapping, pictures: Mapping) -> None:
+    """Leaves what `run` says."""
     if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / f"compare-{task.split}.json").write_text(json.dumps(result, indent=1))
-        (folder / f"compare-{task.split}.md").write_text(text)
-    for name in others:
+        (folder / f"compare-{task.split}.md").write_text(figures.comparison(result))
+    for name in pictures:
         place = folder / "compare" / f"{task.split}-{name}"
         evaluate.fresh_folder(place)
-        chosen = {row["id"] for row in results[name]["against_base"]["most_changed"]}
+        than_base = result["variants"][name]["against_base"]
+        chosen = {row["id"] for row in than_base["most_changed"]}
         for id, *arrays in pictures[name]:
             if id in chosen:
                 path = place / f"{id}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 sheet = plots.changes_sheet(*arrays, task.description, (name, id))
                 visualize.save_png(path, sheet)
-    return result
 
 
 def _make_step(found: Mapping[str, Variant], name: str, task: evaluate.Task) -> Callable:
     """The step of a variant; refuses one whose parameters are others than base's."""
     config = found[name].config
     model = models.get(config.model, num_classes=task.description.num_classes)
-    abstract = states.abstract_variables(model, tuple(config.augment.crop))
+    abstract = states.abstract_variables(model, _SIZE)
     shapes = (trees.named_leaves(variables) for variables in (abstract, task.variables))
     differences = trees.mismatches(*shapes)
     if differences:

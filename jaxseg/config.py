@@ -95,7 +95,7 @@ def validate(config: ConfigDict) -> None:
                 f"config.{key}={value}: expected two numbers, as --config.{key}='(a,b)'"
             )
     for key in POSITIVE:
-        if config[key] < 1:
+        if config.get(key, 1) < 1:  # a released model's config has nothing of training
             raise UserError(f"config.{key}={config[key]}: expected 1 or more")
     if config.dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r}: expected 'auto', 'float32' or 'bfloat16'")

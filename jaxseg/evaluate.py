@@ -11,7 +11,7 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from jaxseg import checkpoint, data, figures, measure, metrics, models, plots, predict, visualize
 from jaxseg import state as states
 from jaxseg.console import duration, say
-from jaxseg.data.base import Description
+from jaxseg.data.base import Description, Record
 from jaxseg.metrics import cityscapes, images
 from jaxseg.sharding import local_rows, make_mesh, over_batch, replicated, shard_batch
 
@@ -31,7 +31,9 @@ OVERLAYS = 8  # pictures in the workdir: of the first images, of the worst and o
 
 def make_eval_step(model, config: ConfigDict, description: Description, mesh: Mesh) -> Callable:
     """Returns the jitted `(variables, batch) -> (counts int32 [C, C], labels [b, H, W])`."""
-    scores = predict.make_scores(model, config.predict, dtype=config.dtype)
+    scores = predict.make_scores(
+        model, config.predict, dtype=config.dtype, base_size=config.eval.base_size
+    )
 
     def eval_step(variables, batch):
         size = batch["label"].shape[1:3]
@@ -98,7 +100,6 @@ def batches(config: ConfigDict, description: Description, split: str, mesh: Mesh
     return data.eval_batches(
         description,
         split,
-        config.eval,
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -107,29 +108,35 @@ def batches(config: ConfigDict, description: Description, split: str, mesh: Mesh
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A checkpoint and the split to evaluate it on.
+    """A model with weights, and the split to evaluate it on.
 
     Attributes:
-      config: the run's config.
-      description, split: the data; `number` images.
+      config: the run's config, or that of a released model.
+      description, split: the data, of which `records` are evaluated.
       mesh: the devices.
-      variables: of the model, on them.
-      step: of the checkpoint.
-      instances: image id -> file of Cityscapes' instance ids; empty where there are none.
+      variables: of the model.
+      weights: which they are, for results: {'step': 4000}, or {'model': a released model's name}.
     """
 
     config: ConfigDict
     description: Description
     split: str
-    number: int
+    records: Sequence[Record]
     mesh: Mesh
     variables: Any
-    step: int
-    instances: Mapping[str, str]
+    weights: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         return f"{self.description.name}/{self.split}"
+
+    @property
+    def number(self) -> int:
+        return len(self.records)
+
+    @property
+    def of(self) -> str:
+        return self.weights.get("model") or f"step {self.weights['step']}"
 
     def samples(
         self, steps: Mapping[str, Callable], also: Callable = lambda sample: None
@@ -140,7 +147,9 @@ class Task:
           steps: variant -> what `measure.make_step` returns.
           also: called with every sample, in threads, when its counts are complete.
         """
-        examine = measure.make_examine(self.description, self.instances)
+        is_cityscapes = figures.is_cityscapes(self.description)
+        instances = cityscapes.find_instances(self.records) if is_cityscapes else {}
+        examine = measure.make_examine(self.description, instances)
 
         def both(sample):
             examine(sample)
@@ -148,7 +157,8 @@ class Task:
 
         rows = batches(self.config, self.description, self.split, self.mesh)
         began = told = time.monotonic()
-        found = measure.samples(steps, self.variables, rows, self.mesh, both)
+        variables = jax.device_put(self.variables, replicated(self.mesh))
+        found = measure.samples(steps, variables, rows, self.mesh, both)
         for done, sample in enumerate(found, 1):
             yield sample
             if done == 1:
@@ -165,21 +175,11 @@ def prepare(config: ConfigDict, workdir: str, split: str | None, step: int | Non
     description = data.get(config.data)
     mesh = make_mesh(config.devices)
     model = models.get(config.model, num_classes=description.num_classes)
-    abstract = states.abstract_variables(model, tuple(config.augment.crop))
+    abstract = states.abstract_variables(model)
     variables, meta = checkpoint.load_model(workdir, abstract, step=step)
     records = description.records(split)
-    task = Task(
-        config=config,
-        description=description,
-        split=split,
-        number=len(records),
-        mesh=mesh,
-        variables=jax.device_put(variables, replicated(mesh)),
-        step=meta["step"],
-        instances=cityscapes.find_instances(records) if figures.is_cityscapes(description) else {},
-    )
-    say(f"\nevaluating step {task.step} on {task.number} images of {task.name}")
-    return task
+    say(f"\nevaluating step {meta['step']} on {len(records)} images of {description.name}/{split}")
+    return Task(config, description, split, records, mesh, variables, {"step": meta["step"]})
 
 
 def evaluate_checkpoint(
@@ -203,7 +203,12 @@ def evaluate_checkpoint(
     Raises:
       UserError: no such checkpoint, or it does not fit the config's model; no such split.
     """
-    task = prepare(config, workdir, split, step)
+    return evaluate(prepare(config, workdir, split, step), workdir)
+
+
+def evaluate(task: Task, workdir: str | None) -> dict[str, Any]:
+    """What `evaluate_checkpoint` does, for any task; without a workdir it leaves nothing."""
+    config = task.config
     model = models.get(config.model, num_classes=task.description.num_classes)
     one = "base"  # the only variant of the chain
     steps = {one: measure.make_step(model, config, task.description, task.mesh)}
@@ -228,22 +233,29 @@ def evaluate_checkpoint(
         "dataset": task.description.name,
         "split": task.split,
         "images": task.number,
-        "step": task.step,
+        **task.weights,
         "protocol": {"eval": config.eval.to_dict(), "predict": config.predict.to_dict()},
         "images_per_s": round(task.number / seconds, 3),
         **figures.compute(total.of_all_hosts(), task.description, task.split),
     }
     say(figures.report(result))
-    folder = pathlib.Path(workdir)
+    if workdir is not None:
+        _save(task, pathlib.Path(workdir), result, pictures)
+    return result
+
+
+def _save(task: Task, folder: pathlib.Path, result: Mapping[str, Any], pictures: Mapping) -> None:
+    """Leaves what `evaluate_checkpoint` says."""
     predictions = folder / "predictions"
     if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / f"results-{task.split}.json").write_text(json.dumps(result, indent=1))
-        diagram = plots.reliability_diagram(result["calibration"], f"{task.name}, step {task.step}")
+        title = f"{task.name}, {task.of}"
+        diagram = plots.reliability_diagram(result["calibration"], title)
         visualize.save_png(folder / f"reliability-{task.split}.png", diagram)
         save_overlays(predictions, pictures["first"], task.description)
     for kind in ("worst", "best"):
         save_extremes(predictions / f"{task.split}-{kind}", pictures[kind], result, kind, task)
-    return result
 
 
 def save_extremes(

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 from jaxseg import api, checkpoint, export_tf, fold, predict, stored
 from jaxseg.console import say
-from jaxseg.data import crop, plan
 from jaxseg.errors import UserError
 from jaxseg.exported import DESCRIPTION, FORMAT, PROGRAM, Axis, Form
 from jaxseg.models import segmenter
@@ -162,6 +161,19 @@ def export_run(
     return export(segmentation, output, usual=usual, source=source, **options)
 
 
+def export_released(
+    config: ConfigDict,
+    name: str,
+    checkpoint: str | os.PathLike | None,
+    output: str | os.PathLike,
+    **options: Any,
+) -> dict[str, Any]:
+    """Exports a released model; `config`, `name`, `checkpoint` as in `api.from_zoo`."""
+    segmentation = api.from_zoo(name, config, checkpoint)
+    source = {"model": name, "config": json.loads(config.to_json_best_effort())}
+    return export(segmentation, output, source=source, **options)
+
+
 def make_scores(
     segmentation: Segmentation, folds: Mapping[fold.Path, fold.Fold], probabilities: bool
 ) -> Callable[[jax.Array], jax.Array]:
@@ -173,32 +185,22 @@ def make_scores(
       probabilities: whether that is what the scores are to be; else, whatever the chain makes.
     """
     chain = predict.make_probabilities if probabilities else predict.make_scores
-    scores = chain(segmentation.model, segmentation.chain, dtype=segmentation.dtype)
+    scores = chain(
+        segmentation.model,
+        segmentation.chain,
+        dtype=segmentation.dtype,
+        base_size=segmentation.base_size,
+    )
     variables = fold.fold(segmentation.variables, folds)
     # The chain casts them too: cast already, they take half the place in a file of bfloat16.
     params = segmenter.cast_params(variables["params"], segmentation.dtype)
     variables = {**variables, "params": params}
 
     def of_images(images):
-        fitted = _fitted(images, segmentation.base_size)
         with fold.applied(folds):
-            return scores(variables, fitted, images.shape[1:3])
+            return scores(variables, images, images.shape[1:3])
 
     return of_images
-
-
-def _fitted(images: jax.Array, base_size: tuple[int, ...]) -> jax.Array:
-    """The images scaled to fit `base_size`, as `data.crop.resize_image` does it on the host."""
-    if not base_size:
-        return images
-    x = images
-    for axis, n in enumerate(plan.scaled_size(images.shape[1:3], base_size=base_size), 1):
-        if n == images.shape[axis]:
-            continue
-        low, high, weight = crop.taps(0, n, n, images.shape[axis])
-        first = x.take(low, axis).astype(jnp.float32)
-        x = first + (x.take(high, axis) - first) * jnp.expand_dims(weight, range(1, 4 - axis))
-    return x if x.dtype == jnp.uint8 else jnp.rint(x).astype(jnp.uint8)
 
 
 def _trace(

@@ -149,9 +149,10 @@ def comparison(result: Mapping[str, Any]) -> str:
         f"| {row[0].ljust(widths[0])} | " + " | ".join(map(str.rjust, row[1:], widths[1:])) + " |"
         for row in table
     ]
+    weights = result.get("model") or f"step {result['step']}"
     lines += [
         "",
-        f"{result['dataset']}/{result['split']}, {result['images']} images, step {result['step']}; "
+        f"{result['dataset']}/{result['split']}, {result['images']} images, {weights}; "
         "in percent, in brackets the difference to base, with a * where 95 % of 1,000 paired "
         "resamples of the images lie on one side of 0. Of ECE less is better. Images/s are those "
         "of predicting and counting, without reading.",

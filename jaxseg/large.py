@@ -6,7 +6,7 @@ rows at a time, and where that resolution is large too, windows slide along one 
 labels are done when the next band begins. The labels are those of the ordinary chain.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg import links, predict
+from jaxseg.data.plan import scaled_size
 from jaxseg.errors import UserError
 from jaxseg.ops.resize import resize_rows
 
@@ -29,7 +30,12 @@ def is_large(size: tuple[int, int], classes: int) -> bool:
 
 
 def make_segment(
-    model: nn.Module, config: Mapping[str, Any] | None, classes: int, *, dtype: str
+    model: nn.Module,
+    config: Mapping[str, Any] | None,
+    classes: int,
+    *,
+    dtype: str,
+    base_size: Sequence[int] = (),
 ) -> Callable[[Any, np.ndarray, tuple[int, int]], np.ndarray]:
     """The chain of `predict.make_predict` for one image at a time, in bounded memory.
 
@@ -39,7 +45,7 @@ def make_segment(
     bytes for the enlarged rows.
 
     Args:
-      model, config, dtype: as in `predict.make_scores`.
+      model, config, dtype, base_size: as in `predict.make_scores`.
       classes: C.
 
     Returns:
@@ -75,8 +81,9 @@ def make_segment(
                 f"config.predict.{link[:-2]}: cut it into tiles, or set --config.predict.{link}"
             )
         factors = chain["scales"] or (1.0,)
-        if is_large([round(n * max(factors)) for n in image.shape[:2]], classes):
-            if not chain["slide"] or factors != (1.0,) or image.shape[:2] != size:
+        largest = scaled_size(image.shape[:2], max(factors), base_size)
+        if is_large(largest, classes):
+            if not chain["slide"] or factors != (1.0,) or not largest == image.shape[:2] == size:
                 raise UserError(
                     f"an image of {size[1]}x{size[0]} and {classes} classes is too large for one "
                     "piece: let windows slide over it by --config.predict.slide.crop='(1024,1024)' "
@@ -86,7 +93,7 @@ def make_segment(
             return _by_bands(look, chain["slide"], variables, image)
         looks = []
         for factor in factors:
-            looks += look(variables, links.resize_image(jnp.asarray(image[None]), factor))
+            looks += look(variables, links.resize_image(image[None], factor, base_size))
         rows = min(max(1, BAND // (size[1] * classes * len(looks))), size[0])
         labels = np.empty(size, np.int32)
         for top in range(0, size[0], rows):

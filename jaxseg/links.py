@@ -14,6 +14,7 @@ import numpy as np
 from jaxseg.data.plan import scaled_size
 from jaxseg.errors import UserError
 from jaxseg.models import segmenter
+from jaxseg.ops import opencv
 from jaxseg.ops.dense_crf import dense_crf
 from jaxseg.ops.resize import resize
 
@@ -168,27 +169,37 @@ def flip(scores: Scores) -> Scores:
     return averaged
 
 
-def scales(scores: Scores, factors: Sequence[float]) -> Scores:
+def scales(scores: Scores, factors: Sequence[float], base_size: Sequence[int] = ()) -> Scores:
     """The mean of what `scores`, probabilities, says of an image at several sizes.
 
     Chen et al. 2016, arXiv:1606.00915, section 4.3 (multi-scale inputs), as an average at the
-    size asked for. Each image is resized as `resize_image` does it, grey levels rounded as those of
-    a file of that size are.
+    size asked for. With the one factor 1 it fits images into `base_size` and averages nothing.
+
+    Args:
+      scores: probabilities; with one factor, any scores.
+      factors: of the box, or else of the image's size.
+      base_size: (long edge, short edge) of a box that images are to fill, their aspect kept; empty:
+        none. An image is resized once, from its own size, whatever the factor.
     """
 
     def averaged(variables, image, size):
-        looks = (scores(variables, resize_image(image, factor), size) for factor in factors)
+        looks = (
+            scores(variables, resize_image(image, factor, base_size), size) for factor in factors
+        )
         return sum(looks) / len(factors)
 
     return averaged
 
 
-def resize_image(image: jax.Array, factor: float) -> jax.Array:
-    """uint8 [b, h, w, 3] times `factor`, its size rounded as MMSegmentation rounds it."""
-    size = scaled_size(image.shape[1:3], factor)
+def resize_image(image: jax.Array, factor: float, base_size: Sequence[int] = ()) -> jax.Array:
+    """uint8 [b, h, w, 3] -> [b, h', w', 3], see `scales`; size and grey levels as MMSegmentation's.
+
+    Factors are of the box `base_size`, or else of the image.
+    """
+    size = scaled_size(image.shape[1:3], factor, base_size)
     if size == image.shape[1:3]:
         return image
-    return jnp.rint(resize(image.astype(jnp.float32), size)).astype(image.dtype)
+    return opencv.resize(image, size)
 
 
 def crf(scores: Scores, **settings: Any) -> Scores:

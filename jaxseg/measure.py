@@ -36,7 +36,7 @@ class Sample:
 
     Attributes:
       id: of the record.
-      image: uint8 [h, w, 3], as the model saw it.
+      image: uint8 [H, W, 3].
       truth: int32 [H, W].
       labels: variant -> int32 [H, W].
       counts: variant -> its counts, a tree of integer arrays for `Total.add`.
@@ -56,9 +56,11 @@ def make_step(model, config: ConfigDict, description: Description, mesh: Mesh) -
     [b, 2, FINE] and the tree 'boundaries'.
 
     Raises:
-      UserError: `config.predict` is wrong, see `predict.make_scores`.
+      UserError: `config.predict` or `config.eval.base_size` is wrong, see `predict.make_scores`.
     """
-    probabilities = predict.make_probabilities(model, config.predict, dtype=config.dtype)
+    probabilities = predict.make_probabilities(
+        model, config.predict, dtype=config.dtype, base_size=config.eval.base_size
+    )
     return counted(probabilities, description, mesh)
 
 

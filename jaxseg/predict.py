@@ -5,14 +5,15 @@
 Each link takes the function before it and returns one of the same kind, so that a chain is built by
 wrapping, and `config.predict` only names which links are in. The order is MMSegmentation's: logits
 are upsampled to the image's size, windows are averaged there, the result is resized to the original
-size, and what averages several looks at an image averages probabilities at that size. `samples`
+size, and what averages several looks at an image averages probabilities at that size. Images are
+resized on the way in, for a look each, by the same link that averages them, `scales`. `samples`
 turns logits into probabilities at once; from there on, those are averaged and resized. The CRF is
 DeepLab's last step, after all averages. The links are in `jaxseg.links`; `jaxseg.large` does the
 same for images whose scores would not fit into memory.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg import named
+from jaxseg.data import plan
 from jaxseg.errors import UserError
 from jaxseg.links import (
     Logits,
@@ -45,7 +47,13 @@ LINKS = {
 }
 
 
-def make_scores(model: nn.Module, config: Mapping[str, Any] | None, *, dtype: str) -> Scores:
+def make_scores(
+    model: nn.Module,
+    config: Mapping[str, Any] | None,
+    *,
+    dtype: str,
+    base_size: Sequence[int] = (),
+) -> Scores:
     """Builds the chain up to scores: logits, or probabilities where links average or refine them.
 
     Args:
@@ -55,6 +63,8 @@ def make_scores(model: nn.Module, config: Mapping[str, Any] | None, *, dtype: st
         `crf`, the arguments of `jaxseg.ops.dense_crf`. What is absent, 0 samples, a slide without a
         crop, and a CRF of 0 iterations are left out.
       dtype: of the computation, 'float32', 'bfloat16' or 'auto'.
+      base_size: `config.eval.base_size`, (long edge, short edge) of the box that images are resized
+        to fill first, their aspect kept; empty: they go through the model as they are.
 
     Returns:
       `(variables, image uint8 [b, h, w, 3], size) -> float32 [b, *size, C]`.
@@ -65,7 +75,8 @@ def make_scores(model: nn.Module, config: Mapping[str, Any] | None, *, dtype: st
     """
     links = checked(config)
     if links["samples"]:
-        moments = make_moments(model, config, links["samples"], dtype=dtype)
+        number = links["samples"]
+        moments = make_moments(model, config, number, dtype=dtype, base_size=base_size)
 
         def scores(*arguments):
             return moments(*arguments)[0]
@@ -74,13 +85,19 @@ def make_scores(model: nn.Module, config: Mapping[str, Any] | None, *, dtype: st
         scores = at_size(_slid(forward(model, dtype), links), model.align_corners)
         if links["flip"] or links["scales"] or links["crf"]:
             scores = probabilities(scores)
-        scores = _averaged(scores, links)
+        scores = _averaged(scores, links, base_size)
     return crf(scores, **links["crf"]) if links["crf"] else scores
 
 
-def make_probabilities(model: nn.Module, config: Mapping[str, Any] | None, *, dtype: str) -> Scores:
+def make_probabilities(
+    model: nn.Module,
+    config: Mapping[str, Any] | None,
+    *,
+    dtype: str,
+    base_size: Sequence[int] = (),
+) -> Scores:
     """The chain up to probabilities, whatever the links; arguments and result as `make_scores`."""
-    scores = make_scores(model, config, dtype=dtype)
+    scores = make_scores(model, config, dtype=dtype, base_size=base_size)
     links = checked(config)
     if any(links[name] for name in ("samples", "flip", "scales", "crf")):
         return scores
@@ -88,7 +105,12 @@ def make_probabilities(model: nn.Module, config: Mapping[str, Any] | None, *, dt
 
 
 def make_moments(
-    model: nn.Module, config: Mapping[str, Any] | None, number: int, *, dtype: str
+    model: nn.Module,
+    config: Mapping[str, Any] | None,
+    number: int,
+    *,
+    dtype: str,
+    base_size: Sequence[int] = (),
 ) -> Callable:
     """The chain with `number` random passes, up to what the model is sure of and what it is not.
 
@@ -96,7 +118,7 @@ def make_moments(
     variances of windows and of looks, and does not contain how these differ. The CRF is left out.
 
     Args:
-      model, config, dtype: as in `make_scores`.
+      model, config, dtype, base_size: as in `make_scores`.
       number: takes the place of `config`'s samples.
 
     Returns:
@@ -113,7 +135,7 @@ def make_moments(
             "same; set it to 0, or take a model trained with config.model.dropout above 0"
         )
     logits = _slid(samples(forward(model, dtype), number), links)
-    scores = _averaged(at_size(logits, model.align_corners), links)
+    scores = _averaged(at_size(logits, model.align_corners), links, base_size)
     return lambda *arguments: tuple(jnp.split(scores(*arguments), 2, axis=-1))
 
 
@@ -121,10 +143,13 @@ def _slid(logits: Logits, links: Mapping[str, Any]) -> Logits:
     return slide(logits, **links["slide"]) if links["slide"] else logits
 
 
-def _averaged(scores: Scores, links: Mapping[str, Any]) -> Scores:
-    """The links that average several looks at an image, whatever the channels are."""
+def _averaged(scores: Scores, links: Mapping[str, Any], base_size: Sequence[int]) -> Scores:
+    """The links that resize images and average several looks at them, whatever the channels are."""
+    plan.check_base_size(base_size, "config.eval.base_size")
     scores = flip(scores) if links["flip"] else scores
-    return scales(scores, links["scales"]) if links["scales"] else scores
+    if not links["scales"] and not base_size:
+        return scores
+    return scales(scores, links["scales"] or (1.0,), base_size)
 
 
 def checked(config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -181,12 +206,18 @@ def has_dropout(model: nn.Module) -> bool:
     return any(active)
 
 
-def make_predict(model: nn.Module, config: Mapping[str, Any] | None, *, dtype: str) -> Callable:
+def make_predict(
+    model: nn.Module,
+    config: Mapping[str, Any] | None,
+    *,
+    dtype: str,
+    base_size: Sequence[int] = (),
+) -> Callable:
     """The jitted `(variables, image uint8 [b, h, w, 3], size) -> labels int32 [b, *size]`.
 
     It is compiled once for each shape of `image` and each `size`. Arguments as in `make_scores`.
     """
-    scores = make_scores(model, config, dtype=dtype)
+    scores = make_scores(model, config, dtype=dtype, base_size=base_size)
 
     def predict(variables, image, size):
         return to_labels(scores(variables, image, size))

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from jaxseg import large, predict
-from jaxseg.data import crop, plan
 from jaxseg.errors import UserError
 
 
@@ -51,7 +50,8 @@ class Segmentation:
         Raises:
           UserError: `images` has another shape or dtype.
         """
-        return self._logits(self.variables, _checked(images))
+        images, _ = _checked(images)
+        return self._logits(self.variables, images)
 
     def segment(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Labels by the recipe's test-time chain.
@@ -67,7 +67,7 @@ class Segmentation:
           UserError: `images` has another shape or dtype, or is too large for the chain, see
             `jaxseg.large`.
         """
-        images, size = self._fitted(images)
+        images, size = _checked(images)
         if large.is_large(size, len(self.classes)):
             return np.stack([self._large(self.variables, np.asarray(x), size) for x in images])
         return self._predict(self.variables, images, size)
@@ -84,7 +84,7 @@ class Segmentation:
         Raises:
           UserError: `images` has another shape or dtype.
         """
-        images, size = self._fitted(images)
+        images, size = _checked(images)
         return self._probabilities(self.variables, images, size)
 
     def uncertainty(
@@ -113,17 +113,8 @@ class Segmentation:
                 f"samples={samples}: give the number of forward passes, as uncertainty(images, "
                 "samples=20), or set config.predict.samples"
             )
-        images, size = self._fitted(images)
+        images, size = _checked(images)
         return self._moments(samples)(self.variables, images, size)
-
-    def _fitted(self, images: Any) -> tuple[Any, tuple[int, int]]:
-        """The images scaled to fit `base_size`, and the size that they had."""
-        images = _checked(images)
-        size = images.shape[1:3]
-        scaled = plan.scaled_size(size, base_size=self.base_size)
-        if scaled != size:  # on the host, by the code that resizes for evaluation
-            images = np.stack([crop.resize_image(x, scaled) for x in np.asarray(images)])
-        return images, size
 
     @functools.cached_property
     def _logits(self):
@@ -131,32 +122,37 @@ class Segmentation:
 
     @functools.cached_property
     def _predict(self):
-        return predict.make_predict(self.model, self.chain, dtype=self.dtype)
+        return predict.make_predict(self.model, self.chain, **self._how)
 
     @functools.cached_property
     def _probabilities(self):
-        function = predict.make_probabilities(self.model, self.chain, dtype=self.dtype)
+        function = predict.make_probabilities(self.model, self.chain, **self._how)
         return jax.jit(function, static_argnums=2)
 
     @functools.cached_property
     def _large(self):
-        return large.make_segment(self.model, self.chain, len(self.classes), dtype=self.dtype)
+        return large.make_segment(self.model, self.chain, len(self.classes), **self._how)
 
     @functools.cached_property
     def _moments(self):
         @functools.cache
         def moments(samples):
-            function = predict.make_moments(self.model, self.chain, samples, dtype=self.dtype)
+            function = predict.make_moments(self.model, self.chain, samples, **self._how)
             return jax.jit(function, static_argnums=2)
 
         return moments
 
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "base_size": self.base_size}
 
-def _checked(images: Any) -> Any:
+
+def _checked(images: Any) -> tuple[Any, tuple[int, int]]:
+    """The images, and their (height, width)."""
     dtype, shape = getattr(images, "dtype", type(images).__name__), np.shape(images)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
         hint = "; put one image in a batch by image[None]" if len(shape) == 3 else ""
         raise UserError(
             f"images: {dtype} {list(shape)}; expected uint8 RGB [b, h, w, 3], values 0..255{hint}"
         )
-    return images
+    return images, shape[1:3]

@@ -8,7 +8,7 @@ import os
 import pathlib
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -46,6 +46,14 @@ def from_run(
     Raises:
       UserError: the dataset has no server; as `write`; or as `jaxseg.api.from_run`.
     """
+    load = partial(api.from_run, workdir, config=config, step=step)
+    return run(config, load, output, split)
+
+
+def run(
+    config: ConfigDict, load: Callable[[], Any], output: str, split: str | None = None
+) -> pathlib.Path:
+    """What `from_run` does with any segmentation, which `load` gives once the images are found."""
     submission = of_dataset(config.data.name)
     description = data.get(config.data)
     split = split or "test"
@@ -55,8 +63,7 @@ def from_run(
             "folders as downloaded: --config.data.source=folders --config.data.root=FOLDER"
         )
     records = description.records(split)
-    segmentation = api.from_run(workdir, config=config, step=step)
-    return write(segmentation, description, submission, split, records, output)
+    return write(load(), description, submission, split, records, output)
 
 
 def of_dataset(name: str) -> Submission:

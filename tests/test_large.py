@@ -20,11 +20,12 @@ def little_memory(monkeypatch):
     monkeypatch.setattr(large, "BAND", 64 * 3 * 7)
 
 
-def both(config, image, size):
+def both(config, image, size, **how):
     """Labels of the ordinary chain, and of the one in bands."""
     model, variables = make_model()
-    plain = predict.make_predict(model, config, dtype="float32")(variables, image[None], size)
-    banded = large.make_segment(model, config, 3, dtype="float32")(variables, image, size)
+    how = {"dtype": "float32", **how}
+    plain = predict.make_predict(model, config, **how)(variables, image[None], size)
+    banded = large.make_segment(model, config, 3, **how)(variables, image, size)
     assert banded.shape == size and banded.dtype == np.int32
     return np.asarray(plain)[0], banded
 
@@ -45,6 +46,15 @@ def test_a_small_image_enlarged_in_bands_has_the_labels_of_one_enlarged_whole(
 ):
     plain, banded = both(config, pictures(24, 32), (100, 64))
     assert (plain == banded).mean() > 0.999
+
+
+def test_a_large_image_that_is_fitted_into_a_small_box(little_memory):
+    image = pictures(100, 64)
+    assert large.is_large((100, 64), 3)
+    plain, banded = both({"scales": (0.5, 1.0)}, image, (100, 64), base_size=(50, 40))
+    assert (plain == banded).mean() > 0.999
+    with pytest.raises(UserError, match="without scales and config.eval.base_size"):
+        both(SLIDE, image, (100, 64), base_size=(300, 200))
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -367,12 +367,10 @@ def test_tfds_style_streams_hold_no_files(mixed):
 # ---- Evaluation batches ----
 
 
-@pytest.mark.parametrize("base_size", [None, (96, 64)])
-def test_eval_reads_everything_once(mixed, base_size):
-    config = ConfigDict(dict(base_size=base_size))
+def test_eval_reads_everything_once(mixed):
     records = {record.id: record for record in mixed.records("train")}
     seen = []
-    for batch in data.eval_batches(mixed, "train", config, batch_size=4):
+    for batch in data.eval_batches(mixed, "train", batch_size=4):
         assert batch["mask"].shape == (4,) and len(batch["id"]) == 4
         for image, label, real, name in zip(
             batch["image"], batch["label"], batch["mask"], batch["id"], strict=True
@@ -382,18 +380,14 @@ def test_eval_reads_everything_once(mixed, base_size):
                 continue
             seen.append(name)
             stored = reading.read_image(records[name])
-            size = plan.scaled_size(stored.shape[:2], base_size=base_size)
-            assert image.shape[:2] == size and label.shape == stored.shape[:2]
-            assert np.abs(image - whole(stored, size)).max() < 0.501
+            np.testing.assert_array_equal(image, stored)
             np.testing.assert_array_equal(label, reading.read_label(mixed, records[name]))
     assert sorted(seen) == sorted(records)
 
 
 def test_eval_shares_join_to_the_whole(mixed):
-    config = ConfigDict(dict(base_size=None))
-
     def run(**settings):
-        return list(data.eval_batches(mixed, "train", config, batch_size=4, **settings))
+        return list(data.eval_batches(mixed, "train", batch_size=4, **settings))
 
     shares = [run(process_index=p, process_count=4) for p in range(4)]
     for full, *parts in zip(run(), *shares, strict=True):
@@ -407,14 +401,11 @@ def test_eval_shares_join_to_the_whole(mixed):
 
 
 def test_eval_errors(mixed, tmp_path):
-    config = ConfigDict(dict(base_size=None))
     with pytest.raises(UserError, match="is empty"):
-        data.eval_batches(mixed, "empty", config, batch_size=2)
+        data.eval_batches(mixed, "empty", batch_size=2)
     gone = describe([Record("x", str(tmp_path / "gone.png"), str(tmp_path / "gone.png"))])
     with pytest.raises(UserError, match="image of 'x' .*gone.png.*cannot be read"):
-        data.eval_batches(gone, "train", config, batch_size=2)
-    with pytest.raises(UserError, match="config.eval.base_size"):
-        data.eval_batches(mixed, "train", ConfigDict(dict(base_size=(5,))), batch_size=2)
+        data.eval_batches(gone, "train", batch_size=2)
 
 
 def test_sizes_come_from_headers(mixed):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxseg import links, predict
 from jaxseg.errors import UserError
 from jaxseg.models.segmenter import Segmenter
+from jaxseg.ops import opencv
 from jaxseg.ops.dense_crf import dense_crf
 
 
@@ -150,20 +151,41 @@ def test_flip_of_a_mirrored_image_is_the_mirrored_result():
     assert np.abs(straight - jax.nn.softmax(plain)).max() > 1e-3  # the second look matters
 
 
-def test_scales_average_the_probabilities_of_resized_images():
+@pytest.mark.parametrize(
+    ("factors", "box", "sizes"),
+    [
+        ((0.5, 1.0, 1.5), (), ((12, 16), (24, 32), (36, 48))),
+        ((0.5, 1.0), (48, 30), ((15, 20), (30, 40))),  # each from the image, not from another
+        ((), (31, 90), ((31, 41),)),
+    ],
+)
+def test_scales_average_the_probabilities_of_resized_images(factors, box, sizes):
     """Against NumPy: each look is the plain chain of an image of that size."""
     model, variables = make_model()
     image = pictures(2, 24, 32)
-    config = ConfigDict({"scales": (0.5, 1.0, 1.5)})
-    got = predict.make_scores(model, config, dtype="float32")(variables, image, (30, 40))
+    config = ConfigDict({"scales": factors})
+    got = predict.make_probabilities(model, config, dtype="float32", base_size=box)
+    got = got(variables, image, (30, 40))
     plain = predict.make_scores(model, None, dtype="float32")
     total = 0
-    for size in ((12, 16), (24, 32), (36, 48)):
-        resized = np.rint(numpy_resize(image.astype(np.float64), size)).astype(np.uint8)
-        logits = np.asarray(plain(variables, resized, (30, 40)), np.float64)
+    for size in sizes:
+        resized = numpy_resize(image.astype(np.float64), size)
+        seen = np.asarray(opencv.resize(image, size))
+        assert np.abs(seen - resized).max() < 1  # equal to OpenCV's: tests/test_eval_zoo.py
+        logits = np.asarray(plain(variables, seen, (30, 40)), np.float64)
         total += np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    # A grey level on the edge of rounding may fall to the other side.
-    np.testing.assert_allclose(got, total / 3, atol=2e-3)
+    np.testing.assert_allclose(got, total / len(sizes), atol=1e-5)
+
+
+def test_fitting_into_a_box_leaves_scores_logits():
+    model, variables = make_model()
+    image = pictures(1, 24, 32)
+    fitted = predict.make_scores(model, None, dtype="float32", base_size=(64, 12))
+    plain = predict.make_scores(model, None, dtype="float32")
+    expected = plain(variables, np.asarray(opencv.resize(image, (12, 16))), (24, 32))
+    np.testing.assert_allclose(fitted(variables, image, (24, 32)), expected, atol=1e-5)
+    with pytest.raises(UserError, match="config.eval.base_size"):
+        predict.make_scores(model, None, dtype="float32", base_size=(5,))
 
 
 def test_one_scale_without_flip_is_the_plain_forward():

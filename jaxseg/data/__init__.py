@@ -11,7 +11,7 @@ from jaxseg.errors import UserError
 
 __all__ = ["Description", "Record", "eval_batches", "get", "train_batches"]
 
-DATASETS = ("synthetic", "cityscapes", "ade20k", "voc2012", "camvid", "folder")
+DATASETS = ("synthetic", "cityscapes", "ade20k", "voc2012", "camvid", "mmseg", "folder")
 
 
 def get(spec: Mapping[str, Any]) -> Description:

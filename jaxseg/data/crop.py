@@ -1,8 +1,8 @@
 """Cutting a window out of a rescaled image while reading only the pixels that it shows.
 
 The result equals rescaling the whole image and cropping it, at the cost of the crop: bilinear with
-half-pixel centres and without antialiasing, as OpenCV's INTER_LINEAR does it. Labels are in
-`plan.crop_label`.
+half-pixel centres and without antialiasing, within a grey level of OpenCV's INTER_LINEAR. Labels
+are in `plan.crop_label`.
 """
 
 import numpy as np
@@ -57,11 +57,6 @@ def crop_image(image: np.ndarray, cut: Cut) -> np.ndarray:
         first += (mixed.take(right, 1, mode="clip") - first) * share
         window[rows] = np.rint(first, out=first)
     return window
-
-
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The whole image, bilinear: uint8 [h, w, 3] -> [*size, 3]."""
-    return crop_image(image, Cut(size, 0, 0, *size))
 
 
 def place(window: np.ndarray, out: np.ndarray, flip: bool, fill: int | np.ndarray) -> None:

@@ -61,11 +61,10 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """One evaluation batch: record indices of one image and label size, -1 in padding rows."""
+    """One evaluation batch: indices of records of one (height, width), -1 in padding rows."""
 
     indices: tuple[int, ...]
-    image_size: tuple[int, int]
-    label_size: tuple[int, int]
+    size: tuple[int, int]
 
 
 def _words(seed: int, stream: int, number: int, count: int) -> np.ndarray:
@@ -252,7 +251,7 @@ def cut(row: Row, label: np.ndarray, augment: Any, ignore_label: int) -> Cut:
 
 
 def eval_groups(
-    sizes: Sequence[tuple[tuple[int, int], tuple[int, int]]],
+    sizes: Sequence[tuple[int, int]],
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -260,7 +259,7 @@ def eval_groups(
     """Batches of equally large samples, each sample in exactly one; all processes agree on them.
 
     Args:
-      sizes: per record, (height, width) of the image as the model sees it, and of its label.
+      sizes: per record, its (height, width).
       batch_size: global; batches that a size does not fill end with rows of index -1.
       process_index, process_count: this process gets its contiguous share of every batch, so
         each one sees the same number of batches of the same shapes.
@@ -276,9 +275,9 @@ def eval_groups(
     for index, size in enumerate(sizes):
         by_size.setdefault(size, []).append(index)
     groups = []
-    for (image_size, label_size), members in by_size.items():
+    for size, members in by_size.items():
         members += [-1] * (-len(members) % batch_size)
         for first in range(0, len(members), batch_size):
             indices = tuple(members[first + i] for i in share)
-            groups.append(Group(indices, image_size, label_size))
+            groups.append(Group(indices, size))
     return groups

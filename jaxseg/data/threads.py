@@ -58,13 +58,11 @@ def in_order(jobs: Iterable[tuple[Any, list[Callable[[], None]]]]) -> Iterator[A
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def empty_batch(
-    rows: int, image_size: tuple[int, int], label_size: tuple[int, int], ignore_label: int
-) -> dict[str, Any]:
+def empty_batch(rows: int, size: tuple[int, int], ignore_label: int) -> dict[str, Any]:
     """A batch of padding rows: images of the padding colour, nothing labelled, mask False."""
     return {
-        "image": np.full((rows, *image_size, 3), crop.PAD, np.uint8),
-        "label": np.full((rows, *label_size), ignore_label, np.int32),
+        "image": np.full((rows, *size, 3), crop.PAD, np.uint8),
+        "label": np.full((rows, *size), ignore_label, np.int32),
         "mask": np.zeros(rows, bool),
         "id": [""] * rows,
     }
@@ -119,7 +117,7 @@ def train_batches(
             rows = plan.train_rows(
                 seed, len(records), step, batch_size, augment, process_index, process_count
             )
-            batch = empty_batch(len(rows), size, size, ignore)
+            batch = empty_batch(len(rows), size, ignore)
             yield (
                 batch,
                 [functools.partial(fill, batch, place, row) for place, row in enumerate(rows)],
@@ -131,7 +129,6 @@ def train_batches(
 def eval_batches(
     description: Description,
     split: str,
-    eval_config: Any,
     *,
     batch_size: int,
     process_index: int = 0,
@@ -142,40 +139,33 @@ def eval_batches(
     Args:
       description: the data set.
       split: which of its splits.
-      eval_config: `config.eval`; `base_size` = (long edge, short edge) to resize images into,
-        or () for their own size. Labels keep theirs.
       batch_size: global, over all processes; this one yields its contiguous share.
       process_index, process_count: which share. All processes get equally many batches of the
         same shapes.
 
     Yields:
-      image uint8 [b, h, w, 3], label int32 [b, H, W], mask bool [b], id list of str. Where a size
+      image uint8 [b, h, w, 3], label int32 [b, h, w], mask bool [b], id list of str. Where a size
       does not fill its last batch, rows follow with mask False, label all ignored and id ''.
 
     Raises:
-      UserError: at once for a bad split, setting or image header, at its batch for a bad sample.
+      UserError: at once for a bad split or image header, at its batch for a bad sample.
     """
-    base_size = eval_config.base_size
-    plan.check_base_size(base_size, "config.eval.base_size")
     plan.train_positions(0, batch_size, process_index, process_count)
     records = reading.labelled_records(description, split)
     with ThreadPoolExecutor(num_threads()) as pool:
-        stored = list(pool.map(reading.read_size, records))
-    sizes = [(plan.scaled_size(size, base_size=base_size), size) for size in stored]
+        sizes = list(pool.map(reading.read_size, records))
     groups = plan.eval_groups(sizes, batch_size, process_index, process_count)
 
     def fill(batch, place, record):
         image, label = reading.read_pair(description, record)
-        batch["image"][place] = crop.resize_image(image, batch["image"].shape[1:3])
+        batch["image"][place] = image
         batch["label"][place] = label
         batch["mask"][place] = True
         batch["id"][place] = record.id
 
     def jobs():
         for group in groups:
-            batch = empty_batch(
-                len(group.indices), group.image_size, group.label_size, description.ignore_label
-            )
+            batch = empty_batch(len(group.indices), group.size, description.ignore_label)
             yield (
                 batch,
                 [
