@@ -22,6 +22,7 @@ REFERENCE = "outputs of MMSegmentation"
 REFERENCE_AND_STEP = "outputs and a training step of MMSegmentation"
 TIMM = "features of timm's port of the release; published counts"
 PARTS = "that of its parts"
+SMP = "outputs of segmentation_models.pytorch (ResNet-18)"
 CROPS = "the released networks' crops and a NumPy network; a centred block stays centred"
 UNPOOLING = "unpooling undoes pooling through the whole network; published counts"
 SIZES = "572 to 388; tiles agree with the whole; closed-form count"
@@ -48,6 +49,20 @@ ROWS = (  # system, paper, config, its argument, (height, width), classes, evide
     ("  on DeepLab v3", "1912.08193", "pointrend_deeplabv3", "cityscapes", CITY, 19, PARTS),
     ("HRNetV2-W18", "1904.04514", "fcn_hrnet", "cityscapes", CITY, 19, REFERENCE_AND_STEP),
     ("MobileNetV3, LR-ASPP", "1905.02244", "lraspp", "cityscapes", CITY, 19, REFERENCE),
+    ("UPerNet", "1807.10221", "upernet", "cityscapes", CITY, 19, REFERENCE),
+    ("EncNet", "1803.08904", "encnet", "cityscapes", CITY, 19, REFERENCE),
+    ("FastFCN with PSPNet's head", "1903.11816", "fastfcn", "cityscapes", CITY, 19, REFERENCE),
+    ("OCRNet on HRNetV2-W18", "1909.11065", "ocrnet", "cityscapes", CITY, 19, REFERENCE),
+    ("U-Net on ResNet-34", "1505.04597", "unet_resnet", "folder", CITY, 19, SMP),
+    ("ERFNet", "IEEE T-ITS 2018", "erfnet", "cityscapes", CITY, 19, REFERENCE),
+    ("CGNet", "1811.08201", "cgnet", "cityscapes", CITY, 19, REFERENCE),
+    ("Fast-SCNN", "1902.04502", "fastscnn", "cityscapes", CITY, 19, REFERENCE),
+    ("BiSeNetV1", "1808.00897", "bisenetv1", "cityscapes", CITY, 19, REFERENCE),
+    ("BiSeNetV2", "2004.02147", "bisenetv2", "cityscapes", CITY, 19, REFERENCE),
+    ("STDC1", "2104.13188", "stdc", "cityscapes", CITY, 19, REFERENCE),
+    ("ICNet", "1704.08545", "icnet", "cityscapes", CITY, 19, REFERENCE),
+    ("DDRNet-23-slim", "2101.06085", "ddrnet", "cityscapes", CITY, 19, REFERENCE),
+    ("PIDNet-S", "2206.02066", "pidnet", "cityscapes", CITY, 19, REFERENCE),
 )
 
 
@@ -89,7 +104,7 @@ def row(system, paper, name, argument, size, classes, evidence) -> str:
     jaxpr, _ = jax.interpreters.partial_eval.dce_jaxpr(traced.jaxpr, [True])
     cells = (
         system.replace("  ", "&emsp;"),
-        f"[{paper}](https://arxiv.org/abs/{paper})",
+        f"[{paper}](https://arxiv.org/abs/{paper})" if paper[0].isdigit() else paper,
         f"`{config.model.name}`",
         f"`{name}.py:{argument}`",
         f"{state.count(variables['params']) / 1e6:.2f}",
