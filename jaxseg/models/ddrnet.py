@@ -1,9 +1,9 @@
-"""Deep Dual-resolution Networks for Road Scenes (Hong et al. 2021, arXiv:2101.06085), figure 4.
+"""Deep Dual-resolution Networks for Road Scenes (Hong et al. 2021, arXiv:2101.06085).
 
 After a common stem the network runs at two resolutions: a high one that stays at stride 8 and a low
-one that goes down to 64. Twice they exchange what they have (bilateral fusion, figure 3); at the
-end the low one is pooled at many scales (DAPPM, figure 5) and added to the high one. Sizes and
-widths are those of table 1, in MMSegmentation's form.
+one that goes down to 64. Twice they exchange what they have (bilateral fusion); at the end the low
+one is pooled at many scales (DAPPM) and added to the high one. Sizes and widths are those of
+MMSegmentation's `ddrnet` models.
 """
 
 import flax.linen as nn
@@ -65,7 +65,7 @@ def stem(x: jax.Array, width: int, blocks: int, train: bool) -> jax.Array:
 
 
 class BilateralFusion(nn.Module):
-    """Figure 3: each resolution receives the other: (high, low) -> (high, low), of equal shapes.
+    """Each resolution receives the other: (high, low) -> (high, low), of equal shapes.
 
     The high one goes down by `halvings` strided convolutions, the width doubling from one to the
     next; the low one goes up by interpolation. Both are read rectified, and sums are returned.

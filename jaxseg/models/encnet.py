@@ -1,6 +1,6 @@
 """Context Encoding for Semantic Segmentation (Zhang et al. 2018, arXiv:1803.08904): EncNet.
 
-The context encoding module of figure 2, and the branch that predicts which classes an image shows,
+The context encoding module, and the branch that predicts which classes an image shows,
 with the widths of MMSegmentation's `encnet` models. As there and in the authors' release, what is
 encoded has passed a convolution of its own, and the attended map is added to the one before. The
 paper has a second such module with its loss on the feature before; here that one has the customary

@@ -1,7 +1,7 @@
 """FastFCN: Rethinking Dilated Convolution in the Backbone for Semantic Segmentation.
 
 Wu et al. 2019, arXiv:1903.11816: a backbone that keeps all of its strides, and joint pyramid
-upsampling (JPU, figure 4) after it, which approximates the map that a dilated backbone would give.
+upsampling (JPU) after it, which approximates the map that a dilated backbone would give.
 On that go the heads that were made for one: PSPNet's, DeepLabv3's, EncNet's or any other.
 """
 

@@ -1,6 +1,6 @@
 """PIDNet: a Real-time Semantic Segmentation Network Inspired by PID Controllers.
 
-Xu et al. 2023, arXiv:2206.02066, figure 3. Two branches like DDRNet's, one for detail (P,
+Xu et al. 2023, arXiv:2206.02066. Two branches like DDRNet's, one for detail (P,
 proportional) and one for context (I, integral), overshoot at boundaries; a third (D, derivative)
 finds these, and says where detail is to prevail. Sizes and widths are those of MMSegmentation's
 `pidnet` models, in which PIDNet-S and -M are the "light" form and PIDNet-L is not.
@@ -30,7 +30,7 @@ from jaxseg.ops.resize import resize
 
 
 class Pag(nn.Module):
-    """Pixel-attention-guided fusion (figure 4): takes context up where it agrees with the detail.
+    """Pixel-attention-guided fusion, Pag: takes context up where it agrees with the detail.
 
     detail [b, h, w, c], context [b, h', w', c] -> [b, h, w, c]; agreement is the inner product of
     embeddings of `channels` dimensions, put through a sigmoid.
@@ -49,7 +49,7 @@ class Pag(nn.Module):
 
 
 class PAPPM(nn.Module):
-    """Parallel aggregation pyramid pooling (figure 5): as `ddrnet.DAPPM`, but no scale waits.
+    """Parallel aggregation pyramid pooling, PAPPM: as `ddrnet.DAPPM`, but no scale waits.
 
     [b, h, w, c] -> [b, h, w, features]; `width` is that of each scale.
     """
@@ -71,7 +71,7 @@ class PAPPM(nn.Module):
 
 
 class Bag(nn.Module):
-    """Boundary-attention-guided fusion (figure 6a): detail at boundaries, context elsewhere."""
+    """Boundary-attention-guided fusion, Bag: detail at boundaries, context elsewhere."""
 
     features: int
 
@@ -86,7 +86,7 @@ class Bag(nn.Module):
 
 
 class LightBag(nn.Module):
-    """The same with 1x1 convolutions (figure 6b): each side takes up some of the other first."""
+    """The same with 1x1 convolutions, Light-Bag: each side takes up some of the other first."""
 
     features: int
 
