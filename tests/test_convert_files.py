@@ -3,6 +3,7 @@
 import json
 import pathlib
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -79,6 +80,7 @@ def test_there_and_back_to_the_last_bit(files, capsys):
 )
 def test_mistakes_are_told_and_leave_nothing(files, monkeypatch, capsys, argv, words):
     monkeypatch.chdir(files)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of net.py
     before = sorted(files.rglob("*"))
     assert convert(*argv) == 2
     assert words in capsys.readouterr().err
