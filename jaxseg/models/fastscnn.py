@@ -11,6 +11,7 @@ import jax
 from jaxseg.errors import UserError
 from jaxseg.models.common import Classifier, ConvNorm
 from jaxseg.models.fcn import auxiliary, select
+from jaxseg.models.mobilenetv2 import InvertedResidual
 from jaxseg.models.pspnet import PyramidPooling
 from jaxseg.models.segmenter import MEAN, STD, Segmenter
 from jaxseg.ops.resize import resize
@@ -33,21 +34,6 @@ class DSConv(nn.Module):
         return ConvNorm(self.features, name="pointwise_conv")(x, train)
 
 
-class Bottleneck(nn.Module):
-    """Table 2, MobileNetV2's inverted residual with ReLU: expand, filter each channel, project."""
-
-    features: int
-    strides: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        c = EXPANSION * x.shape[-1]
-        y = ConvNorm(c, name="expand")(x, train)
-        y = ConvNorm(c, 3, self.strides, groups=c, name="depthwise")(y, train)
-        y = ConvNorm(self.features, act=None, name="project")(y, train)
-        return x + y if self.strides == 1 and x.shape[-1] == self.features else y
-
-
 class FastSCNN(nn.Module):
     """[b, h, w, 3] -> {'downsampled': [b, h/8, w/8, 64], 'global': [b, h/32, w/32, 128],
     'fused': [b, h/8, w/8, 128]}, sizes rounded up.
@@ -64,10 +50,11 @@ class FastSCNN(nn.Module):
         x = ConvNorm(32, 3, 2, name="conv")(x, train)  # [b, h/2, w/2, 32]
         x = DSConv(48, 2, name="dsconv1")(x, train)  # [b, h/4, w/4, 48]
         x = downsampled = DSConv(64, 2, name="dsconv2")(x, train)  # [b, h/8, w/8, 64]
-        # Global feature extractor
+        # Global feature extractor: inverted residuals of MobileNetV2, but with ReLU
         for i, (c, number, strides) in enumerate(BOTTLENECKS, start=1):
             for n in range(number):
-                block = Bottleneck(c, strides if n == 0 else 1, name=f"bottleneck{i}_{n}")
+                stride, name = strides if n == 0 else 1, f"bottleneck{i}_{n}"
+                block = InvertedResidual(c, stride, 1, EXPANSION, nn.relu, name=name)
                 x = block(x, train)  # at last [b, h/32, w/32, 128]
         x = PyramidPooling((1, 2, 3, 6), 32, align_corners=self.align_corners, name="pyramid")(
             x, train

@@ -5,6 +5,8 @@ MMSegmentation's `MobileNetV2`, past `output_stride` only the first block of a s
 already that first one, where ResNet's would keep the rate before.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
@@ -42,14 +44,15 @@ class InvertedResidual(nn.Module):
     strides: int
     dilation: int
     expansion: int
+    act: Callable[[jax.Array], jax.Array] = jax.nn.relu6
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         c = x.shape[-1] * self.expansion
         y = x
         if self.expansion > 1:
-            y = ConvNorm(c, act=jax.nn.relu6, name="expand")(y, train)
-        y = ConvNorm(c, 3, self.strides, self.dilation, c, jax.nn.relu6, name="depthwise")(y, train)
+            y = ConvNorm(c, act=self.act, name="expand")(y, train)
+        y = ConvNorm(c, 3, self.strides, self.dilation, c, self.act, name="depthwise")(y, train)
         y = ConvNorm(self.features, act=None, name="project")(y, train)
         return x + y if self.strides == 1 and x.shape[-1] == self.features else y
 
