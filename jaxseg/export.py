@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -50,14 +49,6 @@ def forms(size: tuple[int, int] | None, usual: tuple[int, int] | None) -> list[F
         edges = [Axis(n, 0) for n in fixed]
         tried += [Form(some, *edges), Form(Axis(1, 0), *edges)]
     return list(dict.fromkeys(tried))
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """'360x480' -> (360, 480), height first; raises `UserError` for anything else."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise UserError(f"--size={text}: expected HEIGHTxWIDTH in pixels, as --size=360x480")
-    return int(match[1]), int(match[2])
 
 
 def export(

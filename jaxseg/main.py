@@ -11,6 +11,9 @@
     python -m jaxseg.main export  --workdir runs/x --output model/ [--size 360x480]
     python -m jaxseg.main convert --zoo NAME --output FOLDER  (or --workdir runs/x; x.safetensors)
     python -m jaxseg.main check   --config configs/deeplabv3p.py:folder --config.data.root=mine
+    python -m jaxseg.main benchmark --config configs/deeplabv3p.py [--sizes=512x1024 --batches=2,8]
+                                  [--what=train,inference,input,end_to_end] [--roofline]
+                                  [--json=here.json] [--against=there.json]
     python -m jaxseg.main zoo     ['*_r50-*cityscapes*'] [--sort=name|dataset|params|miou|runs]
 
 train    trains, evaluates, writes checkpoints and pictures; the same command again continues a run
@@ -26,6 +29,8 @@ export   writes a run's model and test-time chain as one program, which predict 
          for other runtimes
 convert  writes weights as a run's folder, or as FILE.safetensors by the names of PyTorch
 check    reads every sample of a dataset and reports what is wrong with it
+benchmark times training steps and inference on random data at the sizes and batches given, the
+         input pipeline (--input: it alone) and both together, against the machine's measured peaks
 zoo      lists the released models whose names fit, with published mIoU, and which of them run
 
 Any value of the config can be set, as in --config.optimizer.lr=0.02. eval, predict, submit and
@@ -40,150 +45,17 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxseg import cache, named
-from jaxseg import config as configs
+from jaxseg import cache, command_line
 from jaxseg.errors import UserError
-
-RUN = ("config", "workdir", "step")  # what every command takes that looks at a run
-ZOO = ("zoo", "checkpoint")  # what those take in its place that run released models too
-HOSTS = ("distributed", "coordinator", "num_processes", "process_id")
-TAKES = {
-    "train": ("config", "workdir", "force", *HOSTS),
-    "eval": (*RUN, *ZOO, "split", "compare", *HOSTS),
-    "predict": (*RUN, *ZOO, "input", "output", "write"),
-    "tune_crf": (*RUN, "split", "images", "grid"),
-    "submit": (*RUN, *ZOO, "split", "output"),
-    "export": (*RUN, *ZOO, "output", "probabilities", "size", "platforms", "formats"),
-    "convert": (*RUN, *ZOO, "output"),
-    "check": ("config", "split"),
-    "zoo": ("pattern", "sort"),
-}  # fmt: skip
-
-
-def define_flags() -> flags.FlagValues:
-    """Every flag of every command, not yet parsed."""
-    values = flags.FlagValues()
-
-    def define(kind, name, default, text):
-        takers = ", ".join(command for command, takes in TAKES.items() if name in takes)
-        kind(name, default, f"{text} ({takers})", flag_values=values)
-
-    define(flags.DEFINE_string, "config", None, "FILE.py or FILE.py:ARGUMENT")
-    define(flags.DEFINE_string, "workdir", None, "folder of the run")
-    define(flags.DEFINE_string, "zoo", None, "name of a released model, instead of a workdir")
-    define(flags.DEFINE_string, "checkpoint", None, "file of the model's weights")
-    define(flags.DEFINE_integer, "step", None, "checkpoint to use, not the best")
-    define(flags.DEFINE_string, "split", None, "split of the data")
-    define(flags.DEFINE_multi_string, "compare", [], "'NAME: KEY=VALUE ...'")
-    define(flags.DEFINE_multi_string, "input", [], "image, video, folder or glob")
-    define(flags.DEFINE_string, "output", None, "folder or file to write")
-    define(flags.DEFINE_list, "write", "labels,overlay", "what to write")
-    define(flags.DEFINE_integer, "images", 100, "how many images to look at")
-    define(flags.DEFINE_multi_string, "grid", [], "SETTING=VALUE,VALUE")
-    define(flags.DEFINE_bool, "probabilities", False, "these too, not labels alone")
-    define(flags.DEFINE_string, "size", None, "HEIGHTxWIDTH of images")
-    define(flags.DEFINE_list, "platforms", "cpu,cuda,tpu", "what to make the program for")
-    define(flags.DEFINE_list, "formats", "", "also: saved_model, tflite, onnx")
-    define(flags.DEFINE_string, "pattern", "", "part of a name, or a glob")
-    define(flags.DEFINE_string, "sort", "name", "by name, dataset, params, miou or runs")
-    define(flags.DEFINE_bool, "force", False, "continue though the config changed")
-    define(flags.DEFINE_bool, "distributed", False, "join a multi-host run")
-    define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0")
-    define(flags.DEFINE_integer, "num_processes", None, "number of processes")
-    define(flags.DEFINE_integer, "process_id", None, "this process, from 0")
-    return values
-
-
-def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
-    """(sub-command, flags, config) of a command line.
-
-    Raises:
-      UserError: an unknown command, flag or config key, a flag of another command, or a value of
-        the wrong type.
-    """
-    overrides, rest = configs.split_overrides(argv)
-    command = "train"
-    if len(rest) > 1 and not rest[1].startswith("-"):
-        command = rest.pop(1)
-        named.check("jaxseg.main", "command", command, TAKES)
-    values = define_flags()
-    if {"--help", "-help", "-h"} & set(rest):
-        print(__doc__ + values.main_module_help())
-        sys.exit(0)
-    try:
-        positional = values(rest)[1:]
-    except flags.Error as error:
-        raise UserError(str(error)) from error
-    for name in values:
-        if values[name].present and name not in TAKES[command]:
-            takes = " ".join(f"--{flag}" for flag in TAKES[command])
-            raise UserError(f"{command}: takes no --{name}. It takes {takes}")
-    if command == "zoo":
-        values.pattern = " ".join(positional) or values.pattern
-        return command, values, configs.override(ConfigDict(), overrides)
-    if command == "predict":
-        values.input = [*values.input, *positional]
-    elif positional:
-        raise UserError(f"{command}: what is {positional[0]!r}? Flags start with --")
-    weights = values.zoo or (command == "convert" and values.checkpoint)
-    if command != "check" and not values.workdir and not weights:
-        other = ", or --zoo=NAME" if "zoo" in TAKES[command] else ""
-        raise UserError(f"{command}: give --workdir=FOLDER, where the run is kept{other}")
-    if command == "predict" and not (values.input and values.output):
-        raise UserError("predict: give --input=IMAGE, FOLDER or 'GLOB' and --output=FOLDER")
-    if command in ("submit", "export", "convert") and not values.output:
-        file = " or FILE.safetensors" if command == "convert" else ""
-        raise UserError(f"{command}: give --output=FOLDER{file}, which will be made")
-    if values.zoo:
-        results = command == "eval"  # its --workdir is where results go
-        if values.config or values.step is not None or (values.workdir and not results):
-            raise UserError(
-                f"{command}: --zoo={values.zoo} is a model with its weights; give it without "
-                f"{'' if results else '--workdir, '}--config and --step"
-            )
-        from jaxseg import recipes, zoo
-
-        config = recipes.with_predict(zoo.config(values.zoo))
-        if command == "eval":
-            config.dtype = "float32"  # that of the published figures
-        config = configs.override(config, overrides)
-        configs.validate(config)
-        return command, values, config
-    if values.checkpoint and (command != "convert" or values.workdir or not values.config):
-        other = " or --config=FILE" if command == "convert" else ""
-        raise UserError(
-            f"{command}: --checkpoint is the weights' file of a model given by --zoo=NAME{other}"
-        )
-    if values.workdir and command not in ("train", "check"):
-        from jaxseg import exported
-
-        if exported.is_exported(values.workdir):
-            if command != "predict":
-                raise UserError(
-                    f"{command}: {values.workdir} is an exported model, which predict alone takes; "
-                    "give the workdir of the run that it was exported from"
-                )
-            exported.refuse_settings(values.workdir, overrides, values.config, values.step)
-            return command, values, ConfigDict()
-
-    if values.config:
-        config = configs.from_file(values.config)
-    elif command not in ("train", "check"):
-        from jaxseg import recipes
-        from jaxseg.workdir import read_config
-
-        config = recipes.with_predict(read_config(values.workdir))
-    else:
-        raise UserError(f"{command}: give --config=FILE, for example configs/deeplabv3p.py:camvid")
-    config = configs.override(config, overrides)
-    configs.validate(config)
-    return command, values, config
 
 
 def main(argv: list[str]) -> int:
     """Runs one command. Exit status: 0, 1 (`check` found faults), 2 (a user's mistake), 130."""
+    if {"--help", "-help", "-h"} & set(argv):
+        print(__doc__ + command_line.help_text())
+        return 0
     try:
-        command, values, config = parse(argv)
+        command, values, config = command_line.parse(argv)
         return dispatch(command, values, config, argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -220,6 +92,19 @@ def dispatch(command: str, values: flags.FlagValues, config: ConfigDict, argv: l
         from jaxseg import train
 
         train.run(config, values.workdir, argv, values.force)
+    elif command == "benchmark":
+        from jaxseg import benchmark
+
+        benchmark.run(
+            config,
+            ["input"] if values.input else values.what,
+            sizes=values.sizes,
+            batches=values.batches,
+            steps=values.steps,
+            roofline=values.roofline,
+            json_file=values.json,
+            against=values.against,
+        )
     elif command == "eval":
         from jaxseg import compare, evaluate, released
 
@@ -249,7 +134,7 @@ def dispatch(command: str, values: flags.FlagValues, config: ConfigDict, argv: l
 
         options = dict(
             probabilities=values.probabilities,
-            size=export.parse_size(values.size) if values.size else None,
+            size=command_line.size("--size", values.size) if values.size else None,
             platforms=values.platforms,
             formats=values.formats,
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg import data, main, models, optim, train
+from jaxseg import command_line, data, main, models, optim, train
 from jaxseg import state as states
 from jaxseg.data import balance
 from jaxseg.models import segmenter
@@ -31,7 +31,7 @@ def recipes() -> list[tuple[str, str]]:
 def read(name: str, recipe: str):
     """The config as the command line would make it, and its data set where that needs no files."""
     path = ROOT / "configs" / f"{name}.py"
-    config = main.parse(["jaxseg", f"--config={path}:{recipe}", "--workdir=unused"])[2]
+    config = command_line.parse(["jaxseg", f"--config={path}:{recipe}", "--workdir=unused"])[2]
     assert config.to_json_best_effort()
     for loss in config.losses.values():
         if loss.get("class_weights") == (balance.NAME,):  # it takes the data to count them

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg import main, workdir
+from jaxseg import command_line, main, workdir
 from jaxseg.config import from_file, override
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -282,7 +282,7 @@ def test_a_run_that_is_older_than_a_link_of_prediction_may_use_it(capsys, tmp_pa
     old["predict"] = {"flip": True}
     path.write_text(json.dumps(old))
     argv = ["jaxseg", "eval", f"--workdir={tmp_path}/run", "--config.predict.scales=(0.5, 1.0)"]
-    chain = main.parse(argv)[2].predict
+    chain = command_line.parse(argv)[2].predict
     assert chain.flip and chain.scales == (0.5, 1.0) and chain.crf.iterations == 0
     status, said = command(capsys, *argv[1:], "--config.predict.crf.iteration=2")
     assert status == 2 and "iterations" in said

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg import data, main, models, optim, predict, train
+from jaxseg import command_line, data, models, optim, predict, train
 from jaxseg import state as states
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -77,7 +77,7 @@ def pictures(folder: pathlib.Path, height: int) -> tuple[np.ndarray, np.ndarray]
 def test_eight_pictures_are_learned_by_heart(shared, name):
     height, *settings = CASES[name]
     images, labels = pictures(shared / "data" / "camvid", height)
-    config = main.parse(
+    config = command_line.parse(
         ["jaxseg", f"--config={ROOT}/configs/{name}.py:camvid", "--workdir=unused"]
         + [f"--config.model.{setting}" for setting in settings]
     )[2]

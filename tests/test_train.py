@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg import data, main, models, optim, train
+from jaxseg import command_line, data, models, optim, train
 from jaxseg import state as states
 from jaxseg.sharding import make_mesh, over_batch, replicated, shard_batch
 
@@ -37,7 +37,7 @@ TINY = (
 def config_of(recipe: str, *overrides: str):
     """The config of configs/deeplabv3p.py as the command line would make it."""
     name = str(ROOT / "configs" / "deeplabv3p.py")
-    return main.parse(["jaxseg", f"--config={name}:{recipe}", "--workdir=unused", *overrides])[2]
+    return command_line.parse(["jaxseg", f"--config={name}:{recipe}", "--workdir=unused", *overrides])[2]
 
 
 def steps_on(devices: int, count: int, *overrides: str):
