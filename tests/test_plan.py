@@ -164,6 +164,29 @@ def test_choose_window():
     assert plan.choose_window(np.full_like(label, 255), [left, good], 0.75, 255) is good
 
 
+@pytest.mark.parametrize("ratio", [0.15, 0.2, 0.4, 0.5, 0.75, 0.99])
+def test_choose_window_counts_exactly(ratio):
+    """Against counts of all, where a class covers much, little, or what is not sampled."""
+    rng = np.random.default_rng(4)
+    chosen = collections.Counter()
+    for trial in range(300):
+        share = rng.uniform(0, 1)
+        label = np.where(
+            rng.random((33, 41)) < share, rng.integers(0, 4), rng.integers(0, 23, (33, 41))
+        )
+        label[rng.random((33, 41)) < rng.choice([0, 0.5])] = 255
+        if trial % 3 == 0:
+            label[::8, ::8] = rng.choice([7, 255])  # the sampled pixels mislead
+        cut = Cut((33, 41), 0, 0, 33, 41)
+        last = dataclasses.replace(cut)
+        counts = np.unique(label[label != 255], return_counts=True)[1]
+        fits = len(counts) > 1 and counts.max() < ratio * counts.sum()
+        found = plan.choose_window(label.astype(np.uint8), [cut, last], ratio, 255)
+        assert found is (cut if fits else last)
+        chosen[fits] += 1
+    assert set(chosen) == {True, False}
+
+
 def test_cut_follows_the_rule_of_resize_then_crop():
     """The whole chain against the rule spelled out on the whole, rescaled label."""
     rng = np.random.default_rng(2)
@@ -186,6 +209,23 @@ def test_cut_follows_the_rule_of_resize_then_crop():
         cut = plan.cut(row, label, config, 255)
         assert (cut.scaled, cut.top, cut.left, cut.flip) == (scaled, top, left, row.flip)
     assert 0 < took_last < 60
+
+
+@pytest.mark.parametrize("scaled", [(31, 41), (62, 82), (15, 20), (47, 30)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_write_image_takes_a_part_and_pads_after_the_flip(scaled, flip):
+    image = np.random.default_rng(6).integers(0, 256, (31, 41, 3)).astype(np.uint8)
+    oracle = whole_bilinear(image, scaled)
+    for top, left, height, width in [(0, 0, 15, 20), (4, 7, 11, 13)]:
+        cut = Cut(scaled, top, left, height, width, flip)
+        y, x, h, w = crop.source_box(image.shape[:2], cut)
+        for corner, part in (((0, 0), image), ((y, x), image[y : y + h, x : x + w])):
+            out = np.full((17, 22, 3), 99, np.uint8)
+            crop.write_image(out, part, cut, image.shape[:2], corner)
+            window = oracle[top : top + height, left : left + width]
+            window = window[:, ::-1] if flip else window
+            assert np.abs(out[:height, :width] - window).max() < 0.501
+            assert not out[height:].any() and not out[:, width:].any()
 
 
 def test_place_pads_after_the_flip():

@@ -22,7 +22,7 @@ def to_classes(description: Description, stored: np.ndarray, what: str) -> np.nd
       what: names the mask in messages.
 
     Returns:
-      int32 [h, w].
+      [h, w] of `dtype(description)`.
 
     Raises:
       UserError: values that the description does not allow, with their counts.
@@ -32,36 +32,51 @@ def to_classes(description: Description, stored: np.ndarray, what: str) -> np.nd
     return _from_values(description, stored, what)
 
 
+def dtype(description: Description) -> np.dtype:
+    """The narrowest unsigned integers that hold every class, the ignore label and a value more."""
+    return np.min_scalar_type(max(_no_class(description), description.ignore_label))
+
+
+def _no_class(description: Description) -> int:
+    """The least number that is neither a class nor the ignore label: what illegal values become."""
+    classes = description.num_classes
+    return classes + 1 if description.ignore_label == classes else classes
+
+
 def _from_values(description: Description, stored: np.ndarray, what: str) -> np.ndarray:
-    """Maps stored integers [h, w] through `label_map` and refuses the rest: int32 [h, w]."""
+    """Maps stored integers [h, w] through `label_map` and refuses the rest."""
     classes, ignore = description.num_classes, description.ignore_label
-    mapping = description.label_map
+    mapping, illegal = description.label_map, _no_class(description)
     if mapping is None:
         mapping = np.full(max(classes, ignore + 1), -1)
         mapping[:classes] = np.arange(classes)
         mapping[ignore] = ignore
     # One slot more than any stored value that is mapped and than any byte: what lies outside
-    # falls into the last slot, which is illegal like every other -1.
-    table = np.full(max(256, len(mapping)) + 1, -1, np.int32)
-    table[: len(mapping)] = mapping
-    table[(table >= classes) & (table != ignore)] = -1
-    slots = stored
-    if stored.dtype != np.uint8:
-        slots = stored.astype(np.int64)
-        slots[(slots < 0) | (slots >= len(table))] = len(table) - 1
-    label = table.take(slots, mode="clip")  # nothing to clip, but faster than with its check
-    if label.min() < 0:
-        illegal = label < 0
-        allowed = _ranges(np.flatnonzero(table >= 0).tolist())
+    # falls into the last slot, which is illegal as every -1 is.
+    table = np.full(max(256, len(mapping)) + 1, illegal, dtype(description))
+    legal = ((mapping >= 0) & (mapping < classes)) | (mapping == ignore)
+    table[: len(mapping)][legal] = mapping[legal]
+    if stored.dtype == table.dtype == np.uint8:  # several times as fast as `take`
+        mapped = stored.tobytes().translate(table[:256].tobytes())
+        label = np.frombuffer(mapped, np.uint8).reshape(stored.shape)
+    else:
+        slots = stored
+        if stored.dtype != np.uint8:
+            slots = stored.astype(np.int64)
+            slots[(slots < 0) | (slots >= len(table))] = len(table) - 1
+        label = table.take(slots, mode="clip")  # nothing to clip, but faster than with its check
+    wrong = label == illegal
+    if wrong.any():
+        allowed = _ranges(np.flatnonzero(table != illegal).tolist())
         raise UserError(
-            f"{what}: {_offending(stored[illegal])} not allowed; {description.name} stores "
+            f"{what}: {_offending(stored[wrong])} not allowed; {description.name} stores "
             f"{allowed}. Correct the mask, or the classes and label_map of the data set"
         )
     return label
 
 
 def _from_colors(description: Description, stored: np.ndarray, what: str) -> np.ndarray:
-    """Looks the colours [h, w, 3] up in `label_colors` and refuses the rest: int32 [h, w]."""
+    """Looks the colours [h, w, 3] up in `label_colors` and refuses the rest."""
     weights = np.array([1 << 16, 1 << 8, 1])
     colors = np.array(sorted(description.label_colors), np.int64)  # [n, 3]
     codes = colors @ weights
@@ -75,7 +90,7 @@ def _from_colors(description: Description, stored: np.ndarray, what: str) -> np.
             f"{what}: {offending} not allowed; {description.name} knows {len(codes)} colours. "
             "Correct the mask, or the label_colors of the data set"
         )
-    return classes[found].astype(np.int32)
+    return classes.astype(dtype(description))[found]
 
 
 def _offending(values: np.ndarray, name=str) -> str:

@@ -226,7 +226,7 @@ def choose_window(
     """The first window that no class fills: two classes or more, none with too large a share.
 
     Args:
-      label: int32 [h, w], the whole label as stored, class indices and `ignore_label`.
+      label: integers [h, w], the whole label as stored, class indices and `ignore_label`.
       candidates: from `windows`; the last is taken unseen when no other will do.
       cat_max_ratio: a class's share of the window's labelled pixels must stay below this; None
         or 1 takes the first window.
@@ -235,15 +235,29 @@ def choose_window(
     if cat_max_ratio is None or cat_max_ratio >= 1:
         return candidates[0]
     for cut in candidates[:-1]:
-        counts = np.bincount(crop_label(label, cut).ravel())
-        counts[ignore_label : ignore_label + 1] = 0
-        if np.count_nonzero(counts) > 1 and counts.max() < cat_max_ratio * counts.sum():
+        if not _is_filled(crop_label(label, cut), cat_max_ratio, ignore_label):
             return cut
     return candidates[-1]
 
 
+def _is_filled(window: np.ndarray, ratio: float, ignore_label: int) -> bool:
+    """Whether the labelled pixels are of one class only, or a class's share of them is too large.
+
+    To count every class takes ten times as long as to count one, and the commonest of every eighth
+    row and column mostly decides: what it leaves is too little for any other class.
+    """
+    sparse = window[::8, ::8]
+    likely = np.bincount(sparse[sparse != ignore_label], minlength=1).argmax()
+    labelled = window.size - np.count_nonzero(window == ignore_label)
+    most = np.count_nonzero(window == likely)
+    if most < ratio * labelled <= labelled - most:
+        counts = np.bincount(window[window != ignore_label])
+        return np.count_nonzero(counts) < 2 or counts.max() >= ratio * labelled
+    return most >= ratio * labelled
+
+
 def cut(row: Row, label: np.ndarray, augment: Any, ignore_label: int) -> Cut:
-    """Where the sample of `row`, whose label is int32 [h, w], is cut."""
+    """Where the sample of `row`, whose label is [h, w], is cut."""
     scaled = scaled_size(label.shape, row.ratio, augment.base_size)
     candidates = windows(row.offsets, scaled, augment.crop)
     window = choose_window(label, candidates, augment.cat_max_ratio, ignore_label)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxseg.data import labels
+from jaxseg.data import labels, png
 from jaxseg.data.base import Description, Record, Source
 from jaxseg.errors import UserError
 
@@ -100,13 +100,16 @@ def orientation(picture) -> int:
 def read_size(record: Record) -> tuple[int, int]:
     """(height, width) of a record's image as `read_image` returns it, without decoding a file."""
     what = where(record, "image")
-    if isinstance(record.image, str):
-        with open_image(record.image, what) as picture:
-            return _oriented_size(picture)
-    data = load(record, "image")
-    if isinstance(data, np.ndarray):
-        return _checked_image(data, what).shape[:2]
-    return _oriented_size(open_image(data, what))
+    source = record.image
+    return image_size(source if isinstance(source, str) else load(record, "image"), what)
+
+
+def image_size(source: bytes | str | np.ndarray, what: str) -> tuple[int, int]:
+    """(height, width) of what `decode_image` makes of a file, its bytes or an array."""
+    if isinstance(source, np.ndarray):
+        return _checked_image(source, what).shape[:2]
+    with open_image(source, what) as picture:
+        return _oriented_size(picture)
 
 
 def _oriented_size(picture) -> tuple[int, int]:
@@ -120,19 +123,27 @@ def read_image(record: Record) -> np.ndarray:
     return decode_image(load(record, "image"), where(record, "image"))
 
 
-def decode_image(data: bytes | np.ndarray, what: str) -> np.ndarray:
+def decode_image(
+    data: bytes | np.ndarray, what: str, box: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
     """An image from encoded bytes or an array: uint8 RGB [h, w, 3].
 
     Grey images get three equal channels, palettes are looked up, alpha is dropped, 16 bits become
     8, and the EXIF orientation is applied.
 
+    Args:
+      data: the bytes or the array.
+      what: names the image in messages.
+      box: (top, left, height, width) of the part to return; None: all of it.
+
     Raises:
-      UserError: broken or truncated, or pixels that are no colours; `what` names the image.
+      UserError: broken or truncated, or pixels that are no colours.
     """
     from PIL import Image
 
     if isinstance(data, np.ndarray):
-        return _checked_image(data, what)
+        image = _checked_image(data, what)
+        return image if box is None else image[box[0] :, box[1] :][: box[2], : box[3]]
     picture = open_image(data, what)
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -143,9 +154,13 @@ def decode_image(data: bytes | np.ndarray, what: str) -> np.ndarray:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }.get(orientation(picture))
+    if box is not None and turn is None and picture.format == "PNG":
+        picture = open_image(png.first_rows(data, box[0] + box[2]), what)
     _decode(picture, what)
     if turn is not None:
         picture = picture.transpose(turn)
+    if box is not None:
+        picture = picture.crop((box[1], box[0], box[1] + box[3], box[0] + box[2]))
     if picture.mode.startswith("I"):
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -172,6 +187,15 @@ def read_label(description: Description, record: Record) -> np.ndarray:
     """The label as class indices and the ignore label: int32 [h, w].
 
     Raises:
+      UserError: see `read_narrow_label`.
+    """
+    return read_narrow_label(description, record).astype(np.int32)
+
+
+def read_narrow_label(description: Description, record: Record) -> np.ndarray:
+    """The label as class indices and the ignore label: [h, w] of `labels.dtype`.
+
+    Raises:
       UserError: no label, a broken file, or values that the description does not allow.
     """
     what = where(record, "label")
@@ -196,7 +220,9 @@ def _stored_label(data: bytes | np.ndarray, what: str, colored: bool) -> np.ndar
             picture = picture.convert("RGB")
         # Never convert("L"): it would turn palette indices into the brightness of their colours.
         stored = np.asarray(picture)
-        stored = stored // {"L;2": 85, "L;4": 17}.get(raw_mode, 1) if not colored else stored
+        stretched = {"L;2": 85, "L;4": 17}.get(raw_mode, 1)
+        if stretched > 1 and not colored:
+            stored = stored // stretched
     if stored.dtype == bool:
         stored = stored.astype(np.uint8)
     expected = "uint8 RGB [h, w, 3]" if colored else "integers [h, w], class indices"

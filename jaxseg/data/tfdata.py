@@ -1,9 +1,10 @@
 """Executes the plan with tf.data: same batches as `threads`, faster decoders.
 
-Labels, windows and everything random come from the same NumPy functions as in `threads`;
-TensorFlow decodes, crops and resizes the images, so labels agree exactly and images to one grey
-level. JPEGs are decoded only around their window. What TensorFlow does not decode, or may decode
-otherwise than Pillow, goes through Pillow.
+Labels, windows and everything random come from the same NumPy functions as in `threads`, and so
+does the rescaling, in which they are faster than TensorFlow's; TensorFlow decodes the images. So
+labels agree exactly, and images where the two decoders of JPEG do. JPEGs are decoded only around
+their window. What TensorFlow does not decode, may decode otherwise than Pillow, or decodes more
+slowly, goes through Pillow.
 """
 
 import os
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data import crop, plan, reading, threads
-from jaxseg.data.base import Description
+from jaxseg.data import crop, labels, plan, reading, samples, threads
+from jaxseg.data.base import Description, Record
 from jaxseg.errors import UserError
 
 _PIXELS, _PNG, _JPEG = range(3)  # how an image reaches TensorFlow
@@ -21,6 +22,10 @@ _PIXELS, _PNG, _JPEG = range(3)  # how an image reaches TensorFlow
 # Decoding part of a JPEG alters its first and last column where these lie on the edge of a block
 # and chroma is subsampled; two columns more on each side, thrown away again, make it exact.
 _MARGIN = 2
+
+# TensorFlow decodes all rows of a PNG and Pillow those down to the window: below this share of the
+# rows Pillow is faster, see benchmarks/RESULTS.md.
+_FEW_ROWS = 0.6
 
 
 def import_tensorflow():
@@ -37,25 +42,24 @@ def import_tensorflow():
     return tf
 
 
-def encoding(data: bytes | np.ndarray, what: str) -> tuple[int, tuple[int, int] | None]:
-    """How TensorFlow can take an image, and its (height, width) when that is encoded.
+def encoding(data: bytes | np.ndarray, what: str) -> int:
+    """How TensorFlow can take an image.
 
     Returns:
-      (_PNG or _JPEG, size) for the plain kinds that TensorFlow decodes as Pillow does: complete
-      files in 8-bit RGB or grey, upright. (_PIXELS, None) for all others.
+      _PNG or _JPEG for the plain kinds that TensorFlow decodes as Pillow does: complete files in
+      8-bit RGB or grey, upright. _PIXELS for all others.
     """
     if isinstance(data, np.ndarray):
-        return _PIXELS, None
+        return _PIXELS
     picture = reading.open_image(data, what)
-    size = picture.height, picture.width
     if picture.mode not in ("RGB", "L") or reading.orientation(picture) != 1:
-        return _PIXELS, None
+        return _PIXELS
     if picture.format == "JPEG" and b"\xff\xd9" in data[-1024:]:
-        return _JPEG, size
+        return _JPEG
     eight_bit = picture.format == "PNG" and data[24] == 8
     if eight_bit and "transparency" not in picture.info and b"IEND" in data[-1024:]:
-        return _PNG, size
-    return _PIXELS, None
+        return _PNG
+    return _PIXELS
 
 
 def train_batches(
@@ -79,7 +83,6 @@ def train_batches(
     records = reading.labelled_records(description, split)
     tf = import_tensorflow()
     height, width = augment.crop
-    ignore = description.ignore_label
     failures: dict[int, Exception] = {}  # element -> what went wrong in Python
 
     def row_of(element: int) -> plan.Row:
@@ -90,46 +93,42 @@ def train_batches(
     def prepare(element):
         """Label and window of an element, and its image as TensorFlow shall take it."""
         try:
-            return _prepare(description, records, row_of(int(element)), augment)
+            row = row_of(int(element))
+            return _prepare(description, records[row.index], row, augment)
         except Exception as error:  # TensorFlow would wrap it; the reader of the batch raises it
             failures[int(element)] = error
-            blank = np.zeros((1, 1, 3), np.uint8)
-            label = np.full((height, width), ignore, np.int32)
-            box, scale = np.array([0, 0, 1, 1], np.int32), np.ones(2, np.float32)
-            return label, _PIXELS, blank, b"", box, scale, scale * 0, box[2:], False
+            blank = plan.Cut((1, 1), 0, 0, 1, 1)
+            label = np.empty((height, width), labels.dtype(description))
+            return label, _PIXELS, np.zeros((1, 1, 3), np.uint8), b"", _numbers(blank, (1, 1))
 
-    signature = (
-        *(tf.int32, tf.int32, tf.uint8, tf.string, tf.int32),
-        *(tf.float32, tf.float32, tf.int32, tf.bool),
-    )
+    kept = tf.as_dtype(labels.dtype(description))
+    signature = kept, tf.int32, tf.uint8, tf.string, tf.int32
+
+    def finish(pixels, numbers, whole):
+        """The window of what was decoded, rescaled, mirrored and padded."""
+        cut, size, box = _cut_size_box(numbers)
+        image = np.empty((height, width, 3), np.uint8)
+        crop.write_image(image, pixels, cut, size, (0, 0) if whole else box[:2])
+        return image
 
     def make(element):
-        label, kind, pixels, data, box, scale, shift, size, flip = tf.numpy_function(
+        label, kind, pixels, data, numbers = tf.numpy_function(
             lambda e: _typed(prepare(e)), [element], signature
         )
-        pixels.set_shape([None, None, 3])
-        patch = tf.switch_case(
+        pixels = tf.switch_case(
             kind,
             [
-                lambda: pixels,
-                lambda: _decode_png(tf, data, box),
-                lambda: _decode_jpeg(tf, data, box),
+                lambda: tf.ensure_shape(pixels, [None, None, 3]),
+                lambda: tf.io.decode_png(data, channels=3),
+                lambda: _decode_jpeg(tf, data, numbers[-4:]),
             ],
         )
-        image = tf.raw_ops.ScaleAndTranslate(
-            images=patch[None],
-            size=size,
-            scale=scale,
-            translation=shift,
-            kernel_type="triangle",
-            antialias=False,
-        )[0]
-        image = tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
-        image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
-        rest = [[0, height - size[0]], [0, width - size[1]], [0, 0]]
-        image = tf.pad(image, rest, constant_values=crop.PAD)
+        image = tf.numpy_function(finish, [pixels, numbers, kind == _PNG], tf.uint8)
         image = tf.ensure_shape(image, [height, width, 3])
         return image, tf.ensure_shape(label, [height, width])
+
+    def widen(image, label):
+        return image, tf.cast(label, tf.int32)
 
     options = tf.data.Options()
     options.deterministic = True
@@ -139,7 +138,7 @@ def train_batches(
     options.threading.max_intra_op_parallelism = 1
     elements = tf.data.Dataset.range(start_step * share, (start_step + num_steps) * share)
     dataset = elements.map(make, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.batch(share, drop_remainder=True).prefetch(threads.AHEAD)
+    dataset = dataset.batch(share, drop_remainder=True).map(widen).prefetch(threads.AHEAD)
 
     def raise_failure(step: int) -> None:
         for element in range(step * share, (step + 1) * share):
@@ -171,56 +170,44 @@ def train_batches(
 
 def _typed(values: tuple) -> tuple:
     """The types that the signature of `prepare` promises; bytes stay bytes."""
-    label, kind, pixels, data, box, scale, shift, size, flip = values
-    return label, np.int32(kind), pixels, data, box, scale, shift, size, np.bool_(flip)
+    label, kind, pixels, data, numbers = values
+    return label, np.int32(kind), np.ascontiguousarray(pixels), data, numbers
 
 
-def _prepare(description: Description, records: Any, row: plan.Row, augment: Any) -> tuple:
+def _numbers(cut: plan.Cut, size: tuple[int, int]) -> np.ndarray:
+    """A cut, the size of its image and the box to read, as TensorFlow can carry them: int32."""
+    values = *cut.scaled, cut.top, cut.left, cut.height, cut.width, cut.flip, *size
+    return np.array([*values, *crop.source_box(size, cut)], np.int32)
+
+
+def _cut_size_box(numbers: np.ndarray) -> tuple[plan.Cut, tuple[int, ...], tuple[int, ...]]:
+    """What `_numbers` was made of, and the box."""
+    values = numbers.tolist()
+    cut = plan.Cut(tuple(values[:2]), *values[2:6], flip=bool(values[6]))
+    return cut, tuple(values[7:9]), tuple(values[9:])
+
+
+def _prepare(description: Description, record: Record, row: plan.Row, augment: Any) -> tuple:
     """Everything about a sample but the image's pixels.
 
     Returns:
-      label int32 [*crop], kind, pixels uint8 [h, w, 3] or data bytes, box int32 [4] (top, left,
-      height, width of the pixels to read), scale and shift float32 [2] (rescaled = scale * read
-      + shift), size int32 [2] of the window, flip.
+      label [*crop] of `labels.dtype`, kind, pixels of the box uint8 [h, w, 3] or data bytes,
+      numbers (see `_numbers`).
     """
-    record = records[row.index]
-    label = reading.read_label(description, record)
-    data = reading.load(record, "image")
-    kind, size = encoding(data, reading.where(record, "image"))
-    if kind == _PIXELS:
-        image = reading.decode_image(data, reading.where(record, "image"))
-        size = image.shape[:2]
-    reading.check_sizes(record, size, label.shape)
-
+    sample = samples.read(description, record)
     ignore = description.ignore_label
-    cut = plan.cut(row, label, augment, ignore)
-    box = crop.source_box(size, cut)
-    scale = np.array(cut.scaled, np.float64) / size
-    shift = np.array(box[:2]) * scale - (cut.top, cut.left)
-    target = np.empty(augment.crop, np.int32)
-    crop.place(plan.crop_label(label, cut), target, cut.flip, ignore)
+    cut = plan.cut(row, sample.label, augment, ignore)
+    target = np.empty(augment.crop, sample.label.dtype)
+    crop.place(plan.crop_label(sample.label, cut), target, cut.flip, ignore)
+    numbers = _numbers(cut, sample.size)
+    box = tuple(numbers[-4:].tolist())
+    kind = encoding(sample.image, sample.what)
+    if kind == _PNG and box[0] + box[2] < _FEW_ROWS * sample.size[0]:
+        kind = _PIXELS
     if kind == _PIXELS:
-        top, left, height, width = box
-        pixels, data = image[top : top + height, left : left + width], b""
-    else:
-        pixels = np.zeros((1, 1, 3), np.uint8)
-    return (
-        target,
-        kind,
-        np.ascontiguousarray(pixels),
-        data,
-        np.array(box, np.int32),
-        scale.astype(np.float32),
-        shift.astype(np.float32),
-        np.array([cut.height, cut.width], np.int32),
-        cut.flip,
-    )
-
-
-def _decode_png(tf, data, box):
-    """The pixels of `box`: uint8 [h, w, 3]."""
-    image = tf.io.decode_png(data, channels=3)
-    return image[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+        pixels = reading.decode_image(sample.image, sample.what, box)
+        return target, kind, pixels, b"", numbers
+    return target, kind, np.zeros((1, 1, 3), np.uint8), sample.image, numbers
 
 
 def _decode_jpeg(tf, data, box):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data import crop, plan, reading
+from jaxseg.data import crop, plan, reading, samples
 from jaxseg.data.base import Description
 
 AHEAD = 2  # batches in the making while the caller holds another
@@ -79,6 +79,7 @@ def train_batches(
     num_steps: int,
     process_index: int = 0,
     process_count: int = 1,
+    cache: str = "none",
 ) -> Iterator[dict[str, Any]]:
     """Training batches of the steps start_step .. start_step + num_steps - 1.
 
@@ -90,6 +91,7 @@ def train_batches(
       batch_size: global, over all processes; this one yields its contiguous share.
       start_step, num_steps: starting at s continues a run from 0 exactly.
       process_index, process_count: which share.
+      cache: 'none' or 'decoded', see `samples.source`.
 
     Yields:
       image uint8 [b, *crop, 3], label int32 [b, *crop], mask bool [b], all True, id list of str.
@@ -100,24 +102,31 @@ def train_batches(
     plan.check_augment(augment, seed)
     plan.train_positions(start_step, batch_size, process_index, process_count)
     records = reading.labelled_records(description, split)
+    read = samples.source(description, records, cache)
     ignore = description.ignore_label
     size = tuple(augment.crop)
 
     def fill(batch, place, row):
-        record = records[row.index]
-        image, label = reading.read_pair(description, record)
-        cut = plan.cut(row, label, augment, ignore)
-        crop.place(crop.crop_image(image, cut), batch["image"][place], cut.flip, crop.PAD)
-        crop.place(plan.crop_label(label, cut), batch["label"][place], cut.flip, ignore)
-        batch["mask"][place] = True
-        batch["id"][place] = record.id
+        sample = read(row.index)
+        cut = plan.cut(row, sample.label, augment, ignore)
+        box = crop.source_box(sample.size, cut)
+        pixels = reading.decode_image(sample.image, sample.what, box)
+        crop.write_image(batch["image"][place], pixels, cut, sample.size, box[:2])
+        label = plan.crop_label(sample.label, cut)
+        crop.place(label, batch["label"][place], cut.flip, ignore)
+        batch["id"][place] = records[row.index].id
 
     def jobs():
         for step in range(start_step, start_step + num_steps):
             rows = plan.train_rows(
                 seed, len(records), step, batch_size, augment, process_index, process_count
             )
-            batch = empty_batch(len(rows), size, ignore)
+            batch = {  # every value of it is written
+                "image": np.empty((len(rows), *size, 3), np.uint8),
+                "label": np.empty((len(rows), *size), np.int32),
+                "mask": np.ones(len(rows), bool),
+                "id": [""] * len(rows),
+            }
             yield (
                 batch,
                 [functools.partial(fill, batch, place, row) for place, row in enumerate(rows)],

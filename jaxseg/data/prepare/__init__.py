@@ -1,1 +1,1 @@
-"""Preparing datasets for TensorFlow Datasets: `python -m jaxseg.data.prepare --help`."""
+"""Preparing datasets once, before training: `python -m jaxseg.data.prepare --help`."""

@@ -3,16 +3,23 @@
     python -m jaxseg.data.prepare {cityscapes,ade20k,voc2012} --manual_dir DIR --data_dir data/tfds
     python -m jaxseg.data.prepare sbd --sbd benchmark_RELEASE/dataset --voc data/VOCdevkit/VOC2012
 
-Preparing needs TensorFlow; reading the result does not.
+Preparing these needs TensorFlow; reading the result does not. Without TensorFlow, any dataset can
+be copied into files that are decoded faster:
+
+    python -m jaxseg.data.prepare reencode --config configs/deeplabv3p.py:cityscapes --split train \
+        --output data/cityscapes_bmp --to bmp [--shard 1/4] [--config.data.root=...]
+    python -m jaxseg.data.prepare reencode --output data/cityscapes_bmp --verify
 """
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Sequence
 
-from jaxseg.data.prepare import sbd
+from jaxseg import config, data
+from jaxseg.data.prepare import reencode, sbd
 from jaxseg.errors import UserError
 
 
@@ -40,12 +47,43 @@ def run(argv: Sequence[str]) -> str:
     command = commands.add_parser("sbd")
     command.add_argument("--sbd", required=True, help="benchmark_RELEASE/dataset")
     command.add_argument("--voc", required=True, help="VOCdevkit/VOC2012")
-    args = parser.parse_args(argv)
+    command = commands.add_parser("reencode", help="copies a dataset into files decoded faster")
+    command.add_argument(
+        "--config", help="configs/FILE.py:DATASET; --config.data.root=... and such"
+    )
+    command.add_argument("--split", action="append", help="repeat it for several; default: train")
+    command.add_argument("--output", required=True, help="folder of the copy")
+    command.add_argument(
+        "--to",
+        help="bmp: lossless, as large as the pixels, decoded fastest; jpeg: quality 95, LOSSY, a "
+        "fifth of the PNG",
+    )
+    command.add_argument("--shard", default="1/1", help="i/n: every n-th sample from the i-th on")
+    command.add_argument("--verify", action="store_true", help="compare checksums, write nothing")
+    overrides, rest = config.split_overrides(argv)
+    args = parser.parse_args(rest)
+    if overrides and args.dataset != "reencode":
+        raise UserError(f"{overrides[0]}: only `reencode` takes a config")
+    if args.dataset == "reencode":
+        return _reencode(args, overrides)
     if args.dataset == "sbd":
         count = sbd.convert(args.sbd, args.voc)
         return f"{count} masks in {args.voc}/SegmentationClassAug, listed in aug.txt"
-    config = "augmented" if getattr(args, "augmented", False) else None
-    return build(args.dataset, args.manual_dir, args.data_dir, args.file_format, config)
+    variant = "augmented" if getattr(args, "augmented", False) else None
+    return build(args.dataset, args.manual_dir, args.data_dir, args.file_format, variant)
+
+
+def _reencode(args: argparse.Namespace, overrides: Sequence[str]) -> str:
+    if args.verify:
+        return reencode.verify(args.output)
+    for name in ("config", "to"):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name} is missing: reencode needs it unless --verify is given")
+    values = config.override(config.from_file(args.config), overrides)
+    spec = json.loads(values.data.to_json_best_effort())
+    return reencode.run(
+        spec, data.get(values.data), args.split or ["train"], args.output, args.to, args.shard
+    )
 
 
 def build(
