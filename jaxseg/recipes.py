@@ -14,8 +14,7 @@ from jaxseg import named
 
 # A ResNet of `config.model.backbone`, for a head that wants output stride 8.
 RESNET = dict(
-    name="resnet", depth=50, stem="v1c", output_stride=8, multi_grid=(), freeze_norm=False,
-    remat=False,
+    name="resnet", depth=50, stem="v1c", output_stride=8, multi_grid=(), freeze_norm=False
 )  # fmt: skip
 # The same where `is_small`.
 SMALL_RESNET = RESNET | dict(depth=18, output_stride=16)
@@ -61,8 +60,10 @@ def get(dataset: str, losses: Mapping[str, float]) -> ConfigDict:
             seed=0,
             # Of the computation; parameters and statistics are float32. auto: bfloat16, but on CPU
             dtype="auto",
+            remat="none",  # what the backward pass computes again to save memory: jaxseg.remat
             devices=0,  # 0: all there are
             data_backend="auto",  # "tfdata", or "threads" (no TensorFlow); auto takes what is there
+            data_cache="none",  # "decoded" keeps what was read in memory, "device" on the devices
             train_split="train",
             augment=dict(
                 crop=(512, 1024), scale=(0.5, 2.0), base_size=(), cat_max_ratio=0.75, flip=True,

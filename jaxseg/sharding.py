@@ -35,6 +35,15 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
 
+def check_divides(batch_size: int, mesh: Mesh) -> None:
+    """Raises `UserError` unless every device gets as many images."""
+    if batch_size % mesh.devices.size:
+        raise UserError(
+            f"config.batch_size={batch_size} does not divide over {mesh.devices.size} "
+            f"devices: take a multiple of {mesh.devices.size}, or set config.devices"
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -43,12 +52,14 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: Mapping[str, Any], mesh: Mesh, labels: Any = np.int32) -> dict[str, Any]:
     """This host's part of a batch (NumPy, leading axis) as global arrays split over the mesh.
 
-    Starts the transfer and returns at once. Ids stay on the host.
+    Starts the transfer and returns at once. Ids stay on the host, and out of the result; labels
+    become `labels`, the dtype that they travel in.
     """
     arrays = {k: batch[k] for k in ARRAYS}
+    arrays["label"] = arrays["label"].astype(labels, copy=False)
     return jax.make_array_from_process_local_data(over_batch(mesh), arrays)
 
 

@@ -8,29 +8,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg import (
+    augment,
     checkpoint,
     data,
     evaluate,
+    feed,
     figures,
     init_from,
     losses,
     metrics,
     models,
     optim,
+    profiling,
+    remat,
     visualize,
 )
 from jaxseg import state as states
+from jaxseg.compiling import compile_lowered
 from jaxseg.console import duration, say
 from jaxseg.data import balance
 from jaxseg.data.base import Description
 from jaxseg.errors import UserError
 from jaxseg.models import segmenter
-from jaxseg.ops import elastic, photometric
 from jaxseg.progress import Progress
-from jaxseg.sharding import make_mesh, over_batch, replicated, shard_batch
+from jaxseg.sharding import check_divides, make_mesh, over_batch, replicated
 from jaxseg.workdir import Workdir, open_workdir
 from jaxseg.writer import Writer
 
@@ -46,31 +51,25 @@ def make_train_step(
 ) -> Callable:
     """Returns the pure `(state, batch) -> (state, scalars)`.
 
-    `batch` is a global batch {'image': uint8 [b, h, w, 3], 'label': int32 [b, h, w], 'mask': bool
-    [b]}. Where the loss or a gradient is not finite the whole state stays as it was but for the
-    step, and scalars['finite'] is 0. All randomness comes from (config.seed, state.step).
+    `batch` is a global batch {'image': uint8 [b, h, w, 3], 'label': [b, h, w] of any integer dtype,
+    'mask': bool [b]}. Where the loss or a gradient is not finite the whole state stays as it was
+    but for the step, and scalars['finite'] is 0. All randomness comes from (config.seed,
+    state.step). The backward pass computes again what `config.remat` says.
+
+    Raises:
+      UserError: there is no such `config.remat`.
     """
+    forward = remat.recompute(segmenter.forward, config.remat)
 
     def train_step(state: states.TrainState, batch) -> tuple[states.TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        images = batch["image"]
-        if config.augment.elastic > 0:
-            images, labels = elastic.deform(
-                jax.random.fold_in(key, 3),
-                images,
-                batch["label"],
-                config.augment.elastic,
-                description.ignore_label,
-            )
-            batch = {**batch, "label": labels}
-        if config.augment.photometric:
-            images = photometric.distort(jax.random.fold_in(key, 0), images)
+        batch = augment.distort(key, batch, config.augment, description.ignore_label)
 
         def loss_of(params):
-            outputs, model_state = segmenter.forward(
+            outputs, model_state = forward(
                 model,
                 {"params": params, **state.model_state},
-                images,
+                batch["image"],
                 train=True,
                 dtype=config.dtype,
                 rngs={
@@ -111,8 +110,22 @@ def make_train_step(
     return train_step
 
 
+def jitted(train_step: Callable, mesh: Mesh) -> Callable:
+    """The step compiled for a batch split over the mesh; the state that goes in is donated."""
+    return jax.jit(
+        train_step,
+        in_shardings=(replicated(mesh), over_batch(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+
+
 def run(
-    config: ConfigDict, folder: str, argv: Sequence[str] = (), force: bool = False
+    config: ConfigDict,
+    folder: str,
+    argv: Sequence[str] = (),
+    force: bool = False,
+    profile: str | None = None,
 ) -> dict[str, Any]:
     """Trains to `config.steps`, evaluating and saving on the way; everything is left in `folder`.
 
@@ -124,6 +137,7 @@ def run(
       folder: the run's workdir.
       argv: the command line, for the manifest.
       force: continue a run though what is being trained has changed since it was started.
+      profile: which steps to trace, see `profiling.parse`.
 
     Returns:
       The summary (`metrics.summarize`) of the best checkpoint on `config.eval.final_split`.
@@ -132,26 +146,23 @@ def run(
       UserError: data, config and checkpoint do not fit together, or the loss diverged.
     """
     with open_workdir(folder, config, argv, force=force) as workdir:
-        _run(config, workdir)
+        _run(config, workdir, profile)
     return _finish(config, folder)
 
 
-def _run(config: ConfigDict, workdir: Workdir) -> None:
+def _run(config: ConfigDict, workdir: Workdir, profile: str | None) -> None:
     # ---- What to train, and on what: every mistake that can be seen is seen here. ----
     description = data.get(config.data)
     config = balance.resolve(config, description)
     splits = {config.train_split, config.eval.split, config.eval.final_split}
     sizes = {split: len(description.records(split)) for split in sorted(splits)}
     mesh = make_mesh(config.devices)
-    if config.batch_size % mesh.devices.size:
-        raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over {mesh.devices.size} "
-            f"devices: take a multiple of {mesh.devices.size}, or set config.devices"
-        )
+    check_divides(config.batch_size, mesh)
     model = models.get(config.model, num_classes=description.num_classes)
     crop = tuple(config.augment.crop)
     abstract_params = states.abstract_variables(model, crop)["params"]
     tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, abstract_params)
+    train_step = make_train_step(model, tx, schedule, config, description)
     say(
         f"{config.model.name}: {states.count(abstract_params) / 1e6:.1f} M parameters, "
         f"{description.num_classes} classes of {description.name}; "
@@ -173,15 +184,11 @@ def _run(config: ConfigDict, workdir: Workdir) -> None:
         state = states.with_variables(state, jax.device_put(variables, replicated(mesh)))
         workdir.note(init_from=note)
     start = int(state.step)
+    tracer = profiling.Tracer(profiling.parse(profile, start, config.steps), workdir.path)
     workdir.note(dataset={"name": description.name, "images": sizes})
 
     # ---- The functions and the files of the run. ----
-    train_step = jax.jit(
-        make_train_step(model, tx, schedule, config, description),
-        in_shardings=(replicated(mesh), over_batch(mesh)),
-        out_shardings=replicated(mesh),
-        donate_argnums=0,
-    )
+    train_step = jitted(train_step, mesh)
     eval_step = evaluate.make_eval_step(model, config, description, mesh)
     writer = Writer(workdir.path, resume_step=start)
     progress = Progress(config.steps, config.batch_size, writer, workdir.path)
@@ -222,29 +229,24 @@ def _run(config: ConfigDict, workdir: Workdir) -> None:
         )
 
     # ---- The loop. A batch is a function of the step alone: resuming needs no iterator state. ----
-    batches = data.train_batches(
-        description,
-        config.train_split,
-        config.augment,
-        backend=config.data_backend,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        start_step=start,
-        num_steps=config.steps - start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    batches = feed.train_batches(config, description, mesh, start)
     step = start
     try:
         for step, batch in enumerate(progress.timed(batches), start + 1):
-            began = time.monotonic()
-            state, scalars = train_step(state, shard_batch(batch, mesh))
-            progress.add(step, scalars, batch["id"])
-            if step == start + 1:
+            ids = batch.pop("id")
+            first = step == start + 1
+            if first:
+                train_step = compile_lowered(train_step.lower(state, batch), "the training step")
+                began = time.monotonic()
+            with tracer.step(step):
+                state, scalars = train_step(state, batch)
+            progress.add(step, scalars, ids)
+            if first or tracer.is_last(step):
                 jax.block_until_ready(scalars)
-                took = duration(time.monotonic() - began)
-                say(f"the first step, compilation included, took {took}")
+                tracer.close()
                 progress.restart_clock()
+            if first:
+                say(f"the first step took {time.monotonic() - began:.1f}s")
             last = step == config.steps
             if last or step % config.log_every == 0:
                 progress.write()
@@ -263,6 +265,8 @@ def _run(config: ConfigDict, workdir: Workdir) -> None:
             say(f"stopped; step {step} is saved, and the same command continues from there")
         raise
     finally:
+        batches.close()
+        tracer.close()
         writer.close()
         checkpointer.close()
 

@@ -121,19 +121,13 @@ def test_training_reaches_every_parameter_and_statistic():
 
 
 @pytest.mark.slow
-def test_frozen_norms_stay_and_remat_changes_nothing_but_memory(monkeypatch):
+def test_frozen_norms_stay(monkeypatch):
     monkeypatch.setitem(resnest.BLOCKS, 50, (8, (1, 1, 1, 2)))
     x = np.random.default_rng(0).normal(size=(2, 40, 56, 3)).astype(np.float32)
     variables = randomised(shapes(resnest.Backbone(50, 16), x))
-    runs = []
-    for remat in (False, True):
-        backbone = resnest.Backbone(50, 16, freeze_norm=True, remat=remat)
-        grads, stats = gradients(backbone, variables, x, lambda features: features["stage4"])
-        jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
-        runs.append(grads)
-    assert jax.tree.structure(runs[0]) == jax.tree.structure(runs[1])
-    for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+    backbone = resnest.Backbone(50, 16, freeze_norm=True)
+    _, stats = gradients(backbone, variables, x, lambda features: features["stage4"])
+    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
 
 
 @pytest.mark.parametrize(

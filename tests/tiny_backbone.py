@@ -27,7 +27,7 @@ class TinyBackbone(nn.Module):
 
 
 def Backbone(
-    depth=0, stem="", output_stride=8, multi_grid=(), dilations=(), freeze_norm=False, remat=False,
+    depth=0, stem="", output_stride=8, multi_grid=(), dilations=(), freeze_norm=False,
     width=0, modules=(), blocks=0, size="", middle_blocks=0, act_between=False,
 ):  # fmt: skip
     return TinyBackbone()

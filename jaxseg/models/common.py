@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxseg.ops.conv import conv2d
 
@@ -16,6 +17,9 @@ classifier_init = nn.initializers.normal(0.01)
 # Up to this many samples per channel, the variance takes two passes. They cost nothing there, and
 # matter: global averages of a few images lie close together but far from the running mean.
 FEW = 1024
+
+# Names results of convolutions that are not larger than what was convolved, see `jaxseg.remat`.
+NARROW = "narrow"
 
 
 class Conv(nn.Module):
@@ -43,7 +47,11 @@ class Conv(nn.Module):
         dilation = tuple(self.dilation if k > 1 else 1 for k in window)
         half = tuple(d * (k // 2) for d, k in zip(dilation, window, strict=True))
         padding = half if self.padding is None else self.padding
+        channels = x.shape[-1]
         x = conv2d(x, kernel, self.strides, padding, dilation, self.groups)
+        depthwise = 1 < self.groups == channels
+        if self.features <= channels * self.strides**2 and not depthwise:
+            x = checkpoint_name(x, NARROW)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return x

@@ -147,7 +147,7 @@ def training_points(
     # Of the interpolated logits: between two pixels that are sure of different classes, the
     # interpolated uncertainty would be low where it is highest.
     at_candidates = sample(jax.lax.stop_gradient(logits), candidates, align_corners=align_corners)
-    # A full sort, of few numbers: unlike top_k it never gathers a batch that is split over devices.
+    # A full sort, of few numbers: unlike top_k it gathers a split batch on no platform.
     order = jnp.argsort(uncertainty(at_candidates), axis=-1, descending=True)[:, :uncertain]
     chosen = jnp.take_along_axis(candidates, order[..., None], 1)
     evenly = jax.random.uniform(rest, (b, points - uncertain, 2), jnp.float32)
@@ -160,7 +160,8 @@ def uncertain_pixels(logits: jax.Array, points: int) -> jax.Array:
     A pixel is y * w + x; n is `points`, or all pixels if they are fewer.
     """
     b, h, w, _ = logits.shape
-    # A full sort of so many would take far longer than to gather them from all devices does.
+    # Of a batch that is split over GPUs or TPUs, each finds those of its own images; XLA:CPU alone
+    # gathers the batch for it, which is quicker than a full sort of so many.
     _, pixels = jax.lax.top_k(uncertainty(logits).reshape(b, h * w), min(points, h * w))
     return pixels
 

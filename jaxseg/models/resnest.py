@@ -103,18 +103,16 @@ class ResNeSt(nn.Module):
     Attributes:
       depth: 50, 101, 200 or 269.
       output_stride: of the last stages: 4, 8, 16 or 32.
-      freeze_norm, remat: as in `resnet.ResNet`.
+      freeze_norm: as in `resnet.ResNet`.
     """
 
     depth: int = 50
     output_stride: int = 32
     freeze_norm: bool = False
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         train = train and not self.freeze_norm
-        block = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
         channels, depths = BLOCKS[self.depth]
         x = ConvNorm(channels // 2, 3, 2, name="stem0")(x, train)
         x = ConvNorm(channels // 2, 3, name="stem1")(x, train)
@@ -129,7 +127,7 @@ class ResNeSt(nn.Module):
             stride *= first
             for i in range(depth):
                 # The first block keeps the rate before: it sees the grid it would have strided.
-                x = block(
+                x = Bottleneck(
                     64 * 2 ** (stage - 1),
                     first if i == 0 else 1,
                     rate if i == 0 else dilation,
@@ -139,9 +137,7 @@ class ResNeSt(nn.Module):
         return features
 
 
-def Backbone(
-    depth: int = 50, output_stride: int = 32, freeze_norm: bool = False, remat: bool = False
-) -> ResNeSt:
+def Backbone(depth: int = 50, output_stride: int = 32, freeze_norm: bool = False) -> ResNeSt:
     """A checked `ResNeSt`; raises `UserError` for a value that it does not know."""
     for name, value, known in (
         ("depth", depth, tuple(BLOCKS)),
@@ -149,7 +145,7 @@ def Backbone(
     ):
         if value not in known:
             raise UserError(f"config.model.backbone.{name}={value!r}: expected one of {known}")
-    return ResNeSt(depth, output_stride, freeze_norm, remat)
+    return ResNeSt(depth, output_stride, freeze_norm)
 
 
 def torch_names(backbone: ResNeSt) -> list[tuple[str, str]]:

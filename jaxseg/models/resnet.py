@@ -91,7 +91,6 @@ class ResNet(nn.Module):
       dilations: the rate of each stage, in place of those that follow from `output_stride`: for
         stages that are dilated and strided. The first block of a stage has half its rate.
       freeze_norm: normalise by the running statistics in training too, and leave them alone.
-      remat: recompute each block in the backward pass instead of keeping what it computed.
     """
 
     depth: int = 50
@@ -100,14 +99,11 @@ class ResNet(nn.Module):
     multi_grid: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     freeze_norm: bool = False
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         train = train and not self.freeze_norm
         block, depths = BLOCKS[self.depth]
-        if self.remat:
-            block = nn.remat(block, static_argnums=(2,))  # (self, x, train)
         if self.stem == "plain":
             x = ConvNorm(64, 7, 2, name="stem0")(x, train)  # [b, h/2, w/2, 64]
         else:
@@ -146,7 +142,6 @@ def Backbone(
     multi_grid: tuple[int, ...] = (),
     dilations: tuple[int, ...] = (),
     freeze_norm: bool = False,
-    remat: bool = False,
 ) -> ResNet:
     """A checked `ResNet`; raises `UserError` for a value that it does not know."""
     for name, value, known in (
@@ -170,7 +165,7 @@ def Backbone(
             f"config.model.backbone.dilations={dilations}: give one rate for each of the 4 stages, "
             "or () for those of output_stride"
         )
-    return ResNet(depth, stem, output_stride, multi_grid, dilations, freeze_norm, remat)
+    return ResNet(depth, stem, output_stride, multi_grid, dilations, freeze_norm)
 
 
 def torch_names(backbone: ResNet) -> list[tuple[str, str]]:

@@ -119,27 +119,22 @@ def tile(n: int, stages: int = 5) -> tuple[int, int, int]:
 
 
 class OverlapTile(nn.Module):
-    """Figure 2: the image, mirrored at its border, through a `ValidUNet`: scores for every pixel.
+    """Figure 2: the image, mirrored at its border, through `net`: scores for every pixel.
 
     [b, h, w, 3] of any size -> {'decoder1': [b, h, w, width]}. It pays to choose sizes that are the
     output of a `tile`, as 388: all others are computed on the next larger and cropped.
     """
 
-    width: int = 64
-    stages: int = 5
-    upsample: str = "transposed"
-    dropout: float = 0.5
+    net: ValidUNet
 
-    @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         h, w = x.shape[1:3]
         edges = [(0, 0)]
         for n in (h, w):
-            _, covered, margin = tile(n, self.stages)
+            _, covered, margin = tile(n, self.net.stages)
             edges.append((margin, margin + covered - n))
         x = jnp.pad(x, [*edges, (0, 0)], mode="reflect")
-        net = ValidUNet(self.width, self.stages, self.upsample, self.dropout, name="net")
-        return {"decoder1": net(x, train)[:, :h, :w]}
+        return {"decoder1": self.net(x, train)[:, :h, :w]}
 
 
 class ScoreHead(nn.Module):
@@ -181,7 +176,7 @@ def Model(
     """
     _check("config.model", width, stages, upsample)
     return Segmenter(
-        backbone=OverlapTile(width, stages, upsample, dropout),
+        backbone=OverlapTile(ValidUNet(width, stages, upsample, dropout)),
         head=ScoreHead(num_classes),
         mean=tuple(mean),
         std=tuple(std),

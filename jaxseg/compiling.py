@@ -1,0 +1,36 @@
+"""Compiling a program ahead of its first call, and saying what that took."""
+
+import time
+
+import jax
+
+from jaxseg.console import duration, say
+
+_HIT = "/jax/compilation_cache/cache_hits"  # jax's name for a program found in the cache on disk
+
+
+def compile_lowered(lowered: jax.stages.Lowered, what: str) -> jax.stages.Compiled:
+    """`lowered.compile()`, and a line: how long it took, and the memory that `what` needs."""
+    hits = []
+
+    def listen(event: str, **_) -> None:
+        if event == _HIT:
+            hits.append(event)
+
+    began = time.monotonic()
+    jax.monitoring.register_event_listener(listen)
+    try:
+        compiled = lowered.compile()
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    took = duration(time.monotonic() - began)
+    done = f"compiled {what} in {took}" if not hits else f"read {what} from the cache in {took}"
+    say(f"{done}; it needs {needed_bytes(compiled) / 2**20:,.0f} MiB on each device")
+    return compiled
+
+
+def needed_bytes(compiled: jax.stages.Compiled) -> int:
+    """Memory of one device while a program runs: arguments, results and what is in between."""
+    memory = compiled.memory_analysis()
+    own = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return own - memory.alias_size_in_bytes  # donated arguments hold results
