@@ -14,33 +14,18 @@ import statistics
 import time
 
 import jax
-import numpy as np
 
-from jaxseg import compiling, data, deviceless, hlo, lowering, models, optim, remat, sharding
+from jaxseg import benchmark_programs, compiling, data, deviceless, hlo, lowering, remat, sharding
 from jaxseg import config as configs
-from jaxseg import state as states
 
 
-def timed(programs: dict, config, description, size, batch: int, rounds: int) -> dict[str, list]:
-    """Milliseconds of each program's steps, on a random batch; the programs take turns."""
-    model = models.get(config.model, num_classes=description.num_classes)
-    params = states.abstract_variables(model, size)["params"]
-    tx, _ = optim.make(config.optimizer, config.schedule, config.steps, params)
-    init = states.make_init(model, tx, size, bool(config.ema), config.seed)
-    mesh = sharding.make_mesh(1)
-    state, _ = states.create(init, mesh)
-    rng = np.random.default_rng(0)
-    host = {
-        "image": rng.integers(0, 256, (batch, *size, 3), np.uint8),
-        "label": rng.integers(0, description.num_classes, (batch, *size), np.int32),
-        "mask": np.ones(batch, bool),
-    }
-    arrays = sharding.shard_batch(host, mesh)
+def timed(programs: dict, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each program's steps; the programs take turns."""
     times = {policy: [] for policy in programs}
     for turn in range(rounds + 1):
         for policy, program in programs.items():
             began = time.perf_counter()
-            state, scalars = jax.block_until_ready(program(state, arrays))
+            jax.block_until_ready(program.run())
             if turn:  # the first warms up
                 times[policy].append(1e3 * (time.perf_counter() - began))
     return times
@@ -66,19 +51,19 @@ def main() -> None:
     programs = {}
     for policy in remat.POLICIES:
         config.remat = policy
-        lowered = lowering.training(config, description, mesh, size, options.batch)
+        what = (config, description, mesh, size, options.batch)
         if options.target:
-            program = deviceless.compile_lowered(lowered, mesh)
+            program = deviceless.compile_lowered(lowering.training(*what), mesh)
         else:
-            program = lowered.compile()
+            programs[policy] = benchmark_programs.training(*what)
+            program = programs[policy].compiled
         executed = hlo.instructions(program.as_text())
         flops, traffic = (sum(getattr(i, key) for i in executed) for key in ("flops", "bytes"))
         memory = compiling.needed_bytes(program) / 2**30
         print(f"| {policy} | {memory:.2f} | {flops / 1e12:.2f} | {traffic / 1e9:.0f} |", flush=True)
-        programs[policy] = program
     if options.target:
         return
-    times = timed(programs, config, description, size, options.batch, options.rounds)
+    times = timed(programs, options.rounds)
     print("| remat | least ms | median ms | least, of none's |")
     least = min(times["none"])
     for policy, ms in times.items():

@@ -5,6 +5,7 @@ directly follows a convolution, which is linear, the factors go into the kernel 
 arXiv:1712.05877, section 3.2) and only the sum is left to do.
 """
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -39,6 +40,34 @@ class Fold(NamedTuple):
     conv: Path
     axis: int
     epsilon: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Folded:
+    """A trained model whose normalisations are part of its convolutions: as it, but faster.
+
+    To be applied to the variables that `folded` returns with it, as `predict` applies a model.
+    """
+
+    model: nn.Module
+    folds: dict[Path, Fold]
+
+    @property
+    def align_corners(self) -> bool:
+        return self.model.align_corners
+
+    def init(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.model.init(*arguments, **keywords)
+
+    def apply(self, *arguments: Any, **keywords: Any) -> Any:
+        with applied(self.folds):
+            return self.model.apply(*arguments, **keywords)
+
+
+def folded(model: nn.Module, variables: Any) -> tuple[Folded, Any]:
+    """The model and its variables, on their device, with every normalisation folded that can be."""
+    folds = find(model)
+    return Folded(model, folds), jax.device_put(fold(variables, folds))
 
 
 def find(model: nn.Module, size: tuple[int, int] = (64, 64)) -> dict[Path, Fold]:

@@ -1,4 +1,4 @@
-"""The programs of a config, traced for any mesh and without allocating anything.
+"""The programs of a config, traced for any mesh.
 
 The mesh may be of devices that are not here, see `jaxseg.deviceless`.
 """
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxseg import models, optim, predict, sharding, train
+from jaxseg import feed, models, optim, predict, sharding, train
 from jaxseg import state as states
 from jaxseg.data.base import Description
 
@@ -17,23 +17,29 @@ def training(
     config: ConfigDict, description: Description, on: Mesh, size: tuple[int, int], batch: int
 ) -> jax.stages.Lowered:
     """The training step on batches [batch, *size, 3], split over the mesh; nothing is allocated."""
-    config = _resolved(config, on)
+    step, init = _step_and_init(_resolved(config, on), description, size)
+    arrays = {
+        "image": jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch, *size), feed.label_dtype(description)),
+        "mask": jax.ShapeDtypeStruct((batch,), bool),
+    }
+    return train.jitted(step, on).lower(jax.eval_shape(init), arrays)
+
+
+def initial_state(
+    config: ConfigDict, description: Description, on: Mesh, size: tuple[int, int]
+) -> states.TrainState:
+    """What the training step begins with, untrained, on the devices of the mesh."""
+    _, init = _step_and_init(config, description, size)
+    return states.create(init, on)[0]
+
+
+def _step_and_init(config: ConfigDict, description: Description, size: tuple[int, int]):
     model = models.get(config.model, num_classes=description.num_classes)
     params = states.abstract_variables(model, size)["params"]
     tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
-    state = jax.eval_shape(states.make_init(model, tx, size, bool(config.ema), config.seed))
-    arrays = {
-        "image": jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch, *size), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((batch,), bool),
-    }
-    step = jax.jit(
-        train.make_train_step(model, tx, schedule, config, description),
-        in_shardings=(sharding.replicated(on), sharding.over_batch(on)),
-        out_shardings=sharding.replicated(on),
-        donate_argnums=0,
-    )
-    return step.lower(state, arrays)
+    step = train.make_train_step(model, tx, schedule, config, description)
+    return step, states.make_init(model, tx, size, bool(config.ema), config.seed)
 
 
 def prediction(

@@ -91,7 +91,7 @@ def dispatch(command: str, values: flags.FlagValues, config: ConfigDict, argv: l
     if command == "train":
         from jaxseg import train
 
-        train.run(config, values.workdir, argv, values.force)
+        train.run(config, values.workdir, argv, values.force, values.profile)
     elif command == "benchmark":
         from jaxseg import benchmark
 

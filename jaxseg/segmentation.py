@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxseg import large, predict
+from jaxseg import fold, large, predict
 from jaxseg.errors import UserError
 
 
@@ -69,8 +69,8 @@ class Segmentation:
         """
         images, size = _checked(images)
         if large.is_large(size, len(self.classes)):
-            return np.stack([self._large(self.variables, np.asarray(x), size) for x in images])
-        return self._predict(self.variables, images, size)
+            return np.stack([self._large(np.asarray(x), size) for x in images])
+        return self._predict(images, size)
 
     def probabilities(self, images: np.ndarray | jax.Array) -> jax.Array:
         """What `segment` takes the largest of: how probable each class is, by the same chain.
@@ -85,7 +85,7 @@ class Segmentation:
           UserError: `images` has another shape or dtype.
         """
         images, size = _checked(images)
-        return self._probabilities(self.variables, images, size)
+        return self._probabilities(images, size)
 
     def uncertainty(
         self, images: np.ndarray | jax.Array, samples: int | None = None
@@ -114,31 +114,42 @@ class Segmentation:
                 "samples=20), or set config.predict.samples"
             )
         images, size = _checked(images)
-        return self._moments(samples)(self.variables, images, size)
+        return self._moments(samples)(images, size)
 
     @functools.cached_property
     def _logits(self):
-        return jax.jit(predict.forward(self.model, self.dtype))
+        return jax.jit(predict.whole(predict.forward(self.model, self.dtype)))
+
+    @functools.cached_property
+    def _folded(self):
+        return fold.folded(self.model, self.variables)
 
     @functools.cached_property
     def _predict(self):
-        return predict.make_predict(self.model, self.chain, **self._how)
+        model, variables = self._folded
+        function = predict.make_predict(model, self.chain, **self._how)
+        return functools.partial(function, variables)
 
     @functools.cached_property
     def _probabilities(self):
-        function = predict.make_probabilities(self.model, self.chain, **self._how)
-        return jax.jit(function, static_argnums=2)
+        model, variables = self._folded
+        function = predict.make_probabilities(model, self.chain, **self._how)
+        return functools.partial(jax.jit(function, static_argnums=2), variables)
 
     @functools.cached_property
     def _large(self):
-        return large.make_segment(self.model, self.chain, len(self.classes), **self._how)
+        model, variables = self._folded
+        function = large.make_segment(model, self.chain, len(self.classes), **self._how)
+        return functools.partial(function, variables)
 
     @functools.cached_property
     def _moments(self):
+        model, variables = self._folded
+
         @functools.cache
         def moments(samples):
-            function = predict.make_moments(self.model, self.chain, samples, **self._how)
-            return jax.jit(function, static_argnums=2)
+            function = predict.make_moments(model, self.chain, samples, **self._how)
+            return functools.partial(jax.jit(function, static_argnums=2), variables)
 
         return moments
 
