@@ -76,33 +76,45 @@ def run(
         f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
     )
     jax.config.update("jax_enable_compilation_cache", False)
-    compiled = [kind for kind in PROGRAMS if kind in what]
-    if compiled:
-        result["peaks"] = peaks = timing.peaks(protocol["dtype"])
-        say(
-            f"a device's measured peaks: {peaks['flops'] / 1e12:.3g} TFLOP/s in a matrix product, "
-            f"{peaks['bandwidth'] / 1e9:.3g} GB/s of memory"
-        )
-    for kind in compiled:
-        for size in shapes:
-            for number in numbers:
-                say(f"{kind}, {size[0]}x{size[1]}, batch {number} ...")
-                program = PROGRAMS[kind](_without_data(config), description, mesh, size, number)
-                row = programs.measure(program, number, peaks, steps)
-                result["rows"].append({"what": kind, "size": size, "batch": number, **row})
-                if roofline:
-                    text = program.compiled.as_text()
-                    say(benchmark_table.roofline(text, peaks, row["ms_median"]))
     crop = tuple(config.augment.crop)
-    for kind in (kind for kind in ("input", "end_to_end") if kind in what):
-        for number in numbers:
-            say(f"{kind}, {crop[0]}x{crop[1]}, batch {number} ...")
-            config.batch_size = number
-            if kind == "input":
-                row = _measure_input(config, description, steps or STEPS)
-            else:
-                row = programs.end_to_end(_without_data(config), description, mesh, steps or STEPS)
-            result["rows"].append({"what": kind, "size": crop, "batch": number, **row})
+    cases = [(kind, size, n) for kind in PROGRAMS for size in shapes for n in numbers]
+    cases += [(kind, crop, n) for kind in ("input", "end_to_end") for n in numbers]
+    cases = [case for case in cases if case[0] in what]
+    peaks, texts = {}, {}
+    for kind, size, number in cases:
+        say(f"{kind}, {size[0]}x{size[1]}, batch {number} ...")
+        key = {"what": kind, "size": size, "batch": number}
+        if kind in PROGRAMS:
+            peaks = timing.peaks(protocol["dtype"], peaks)
+            arguments = (_without_data(config), description, mesh, size, number)
+            try:
+                program = PROGRAMS[kind](*arguments)
+                row = programs.measure(program, number, steps)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                say("that does not fit into the device's memory")
+                continue
+            texts[len(result["rows"])] = program.compiled.as_text()
+        elif kind == "input":
+            row = _measure_input(config, description, number, steps or STEPS)
+        else:
+            what_runs = (_without_data(config), description, mesh, number, steps or STEPS)
+            row = programs.end_to_end(*what_runs)
+        result["rows"].append(key | row)
+
+    if texts:
+        # Taken now and then, the largest counts: the machine may be busy with something else.
+        result["peaks"] = peaks = timing.peaks(protocol["dtype"], peaks)
+        say(
+            f"\na device's measured peaks: {peaks['flops'] / 1e12:.3g} TFLOP/s in a matrix "
+            f"product, {peaks['bandwidth'] / 1e9:.3g} GB/s of memory"
+        )
+    for i, text in texts.items():
+        row = result["rows"][i]
+        row["share_of_peak"] = row["flops"] / (1e-3 * row["ms_median"]) / peaks["flops"]
+        if roofline:
+            say("\n" + benchmark_table.roofline(text, peaks, row))
     say("\n" + benchmark_table.table(result))
     if json_file:
         _write(json_file, result)
@@ -111,14 +123,16 @@ def run(
     return result
 
 
-def _measure_input(config: ConfigDict, description: Description, batches: int) -> dict[str, Any]:
+def _measure_input(
+    config: ConfigDict, description: Description, batch: int, batches: int
+) -> dict[str, Any]:
     return rate.measure_input(
         description,
         config.train_split,
         config.augment,
         backend=config.data_backend,
         cache=config.data_cache,
-        batch_size=config.batch_size,
+        batch_size=batch,
         batches=batches,
         seed=config.seed,
     )

@@ -73,20 +73,19 @@ def inference(
     return Program(compiled, seconds, lambda: compiled(variables, images))
 
 
-def measure(program: Program, batch: int, peaks: Mapping[str, float], calls: int) -> dict[str, Any]:
+def measure(program: Program, batch: int, calls: int) -> dict[str, Any]:
     """Times a program.
 
     Args:
       program: what to run.
       batch: images that each call takes, over all devices.
-      peaks: 'flops', FLOP/s of one device at its best.
       calls: how many to time; 0: what ten seconds hold.
 
     Returns:
       'ms_least' and 'ms_median' of a call, over 'calls' of them; 'images_per_s' by the median;
       'compile_s'; 'flops' of a call on one device, those of convolutions and matrix products in the
-      compiled program; 'share_of_peak' by the median; and 'memory', bytes on one device: arguments,
-      results that are not in the arguments' place, and temporaries.
+      compiled program; and 'memory', bytes on one device: arguments, results that are not in the
+      arguments' place, and temporaries.
     """
     flops = sum(instruction.flops for instruction in hlo.instructions(program.compiled.as_text()))
     times = timing.per_call(program.run, calls)
@@ -97,13 +96,12 @@ def measure(program: Program, batch: int, peaks: Mapping[str, float], calls: int
         "images_per_s": 1e3 * batch / times.median,
         "compile_s": program.seconds,
         "flops": flops,
-        "share_of_peak": flops / (1e-3 * times.median) / peaks["flops"],
         "memory": needed_bytes(program.compiled),
     }
 
 
 def end_to_end(
-    config: ConfigDict, description: Description, mesh: Mesh, steps: int
+    config: ConfigDict, description: Description, mesh: Mesh, batch: int, steps: int
 ) -> dict[str, Any]:
     """Trains on `config.train_split` as a run does, without a run's files.
 
@@ -115,21 +113,21 @@ def end_to_end(
       UserError: what `feed.train_batches` raises.
     """
     config = config.copy_and_resolve_references()
-    config.steps = FILLED + steps
+    config.batch_size, config.steps = batch, max(config.steps, FILLED + steps)
     batches = feed.train_batches(config, description, mesh, 0)
     compiled, results = None, collections.deque(maxlen=IN_FLIGHT + 1)
     try:
-        for done in range(config.steps):
+        for done in range(FILLED + steps):
             if done == FILLED:
                 jax.block_until_ready(results)
                 began, waited = time.monotonic(), 0.0
             asked = time.monotonic()
-            batch = next(batches)
+            arrays = next(batches)
             waited = time.monotonic() - asked + (waited if done else 0.0)
-            del batch["id"]
+            del arrays["id"]
             if compiled is None:
-                compiled, seconds, state = _training_step(config, description, mesh, batch)
-            state, scalars = compiled(state, batch)
+                compiled, seconds, state = _training_step(config, description, mesh, arrays)
+            state, scalars = compiled(state, arrays)
             results.append(scalars)
             jax.block_until_ready(results[0] if len(results) > IN_FLIGHT else ())
         jax.block_until_ready(results)
@@ -137,7 +135,7 @@ def end_to_end(
     finally:
         batches.close()
     return {
-        "images_per_s": steps * config.batch_size / took,
+        "images_per_s": steps * batch / took,
         "waited": waited / took,
         "compile_s": seconds,
     }

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def compare(result: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return aligned(lines) + where
 
 
-def roofline(text: str, peaks: Mapping[str, float], ms: float) -> str:
+def roofline(text: str, peaks: Mapping[str, float], row: Mapping[str, Any]) -> str:
     """What a compiled program's operations could take, by category, and the heaviest of them.
 
     An operation cannot take less than its FLOPs at the measured peak, or its bytes at the measured
@@ -87,7 +88,7 @@ def roofline(text: str, peaks: Mapping[str, float], ms: float) -> str:
     Args:
       text: of the program, as `jaxseg.hlo` takes it.
       peaks: 'flops' and 'bandwidth', as of `timing.peaks`.
-      ms: what one run of the program took.
+      row: of the program, for its name and what a run of it took.
     """
 
     def least_ms(flops: float, size: float) -> float:
@@ -95,15 +96,15 @@ def roofline(text: str, peaks: Mapping[str, float], ms: float) -> str:
 
     executed = hlo.instructions(text)
     bounds = [least_ms(each.flops, each.bytes) for each in executed]
-    total = sum(bounds)
-    groups: dict[str, list[float]] = {}
+    total, ms = sum(bounds), row["ms_median"]
+    shares = dict.fromkeys((each.category for each in executed), 0.0)
     for each, bound in zip(executed, bounds, strict=True):
-        sums = groups.setdefault(each.category, [0, 0, 0, 0])
-        for i, value in enumerate((each.times, each.flops / 1e9, each.bytes / 1e9, bound)):
-            sums[i] += value
-    lines = [["", "run", "GFLOP", "GB", "could take", "share"]]
-    for name, (times, flops, size, bound) in sorted(groups.items(), key=lambda item: -item[1][3]):
-        shown = f"{times}", f"{flops:.2f}", f"{size:.3f}", f"{bound:.2f} ms"
+        shares[each.category] += bound
+    lines = [[" ".join(_name(row)), "run", "GFLOP", "GB", "could take", "share"]]
+    sums = hlo.totals(executed)
+    for name, bound in sorted(shares.items(), key=lambda item: -item[1]):
+        times, flops, size, _ = sums[name]
+        shown = f"{times}", f"{flops / 1e9:.2f}", f"{size / 1e9:.3f}", f"{bound:.2f} ms"
         lines.append([name, *shown, f"{bound / total:.0%}"])
     by_bound = sorted(zip(bounds, executed, strict=True), key=lambda pair: -pair[0])
     heaviest = [["heaviest operations", "GFLOP", "GB", "could take", "bound by"]]
@@ -128,9 +129,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _place(instruction: hlo.Instruction) -> str:
-    """Which module of the model an operation comes from, without what jit adds to the path."""
-    parts = [part for part in instruction.op_name.split("/") if not part.startswith("jit(")]
-    return "/".join(parts)[-70:] or instruction.name
+    """Which part of the model an operation belongs to, in which direction."""
+    path = re.sub(r"jit\([^/]*\)/", "", instruction.op_name)
+    path = re.sub(r"(transpose\()?jvp\(\w*\)\)?/", lambda m: "backward " * bool(m[1]), path)
+    return path.replace("Segmenter/", "").replace("/conv_general_dilated", "") or instruction.name
 
 
 def _shown(row: Mapping[str, Any], key: str) -> str:

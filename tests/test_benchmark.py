@@ -23,7 +23,7 @@ PEAKS = {"flops": 1e9, "bandwidth": 1e6}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(timing, "peaks", lambda dtype: PEAKS)
+    monkeypatch.setattr(timing, "peaks", lambda dtype, so_far: PEAKS)
     enabled = jax.config.jax_enable_compilation_cache
     yield
     jax.config.update("jax_enable_compilation_cache", enabled)
@@ -40,7 +40,7 @@ def measured(tmp_path_factory):
     """(file, rows): inference of one image and of two, and a training step of two."""
     folder, rows = tmp_path_factory.mktemp("benchmark"), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "peaks", lambda dtype: PEAKS)
+        patch.setattr(timing, "peaks", lambda dtype, so_far: PEAKS)
         for kind, batches in (("train", "2"), ("inference", "1,2")):
             file = folder / "new" / f"{kind}.json"
             argv = (f"--what={kind}", "--sizes=32x48", f"--batches={batches}", f"--json={file}")
@@ -133,6 +133,7 @@ def test_the_roofline_is_the_longer_of_arithmetic_and_memory():
         ({"flops": 1e6, "bandwidth": 1e9}, 1e3 * flops / 1e6, "arithmetic"),
         ({"flops": 1e12, "bandwidth": 1e6}, 1e3 * size / 1e6, "memory"),
     ):
-        report = benchmark_table.roofline(text, peaks, 2 * expected)
+        row = {"what": "train", "size": (1, 1), "batch": 1, "ms_median": 2 * expected}
+        report = benchmark_table.roofline(text, peaks, row)
         assert f"could take {expected:.2f} ms" in report and bound in report
         assert "50% of that bound" in report
