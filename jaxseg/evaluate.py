@@ -31,13 +31,13 @@ OVERLAYS = 8  # pictures in the workdir: of the first images, of the worst and o
 
 def make_eval_step(model, config: ConfigDict, description: Description, mesh: Mesh) -> Callable:
     """Returns the jitted `(variables, batch) -> (counts int32 [C, C], labels [b, H, W])`."""
-    scores = predict.make_scores(
+    labels_of = predict.make_labels(
         model, config.predict, dtype=config.dtype, base_size=config.eval.base_size
     )
 
     def eval_step(variables, batch):
         size = batch["label"].shape[1:3]
-        labels = predict.to_labels(scores(variables, batch["image"], size))
+        labels = labels_of(variables, batch["image"], size)
         counts = metrics.confusion_matrix(
             labels,
             batch["label"],

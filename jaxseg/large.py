@@ -1,9 +1,9 @@
 """Labels of images whose scores do not fit into memory, band by band.
 
-Scores take 4 bytes a pixel and class: 8,000 x 8,000 pixels and 150 classes are 38 GB. Here nothing
-of that size exists: logits are made at the resolution that the model sees and enlarged a band of
-rows at a time, and where that resolution is large too, windows slide along one band of rows, whose
-labels are done when the next band begins. The labels are those of the ordinary chain.
+Scores take 4 bytes a pixel and class: 8,000 x 8,000 pixels and 150 classes are 38 GB. The ordinary
+chain never holds them all, unless windows slide over the image and are averaged: then the windows
+slide along one band of rows here, whose labels are done when the next band begins. The labels are
+those of the ordinary chain.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,9 @@ import numpy as np
 from jaxseg import links, predict
 from jaxseg.data.plan import scaled_size
 from jaxseg.errors import UserError
-from jaxseg.ops.resize import resize_rows
 
 # Scores of one image that are held at once, 4 bytes each.
 WHOLE = 2**29
-BAND = 2**26
 
 
 def is_large(size: tuple[int, int], classes: int) -> bool:
@@ -39,10 +37,10 @@ def make_segment(
 ) -> Callable[[Any, np.ndarray, tuple[int, int]], np.ndarray]:
     """The chain of `predict.make_predict` for one image at a time, in bounded memory.
 
-    Besides image and labels it needs, where the image itself is not large, the logits of each look
-    at it, and else 4 * crop height * width * classes bytes for a band of windows, twice that when
-    flipping; on top of that what the model takes for a batch of windows, and 3 times 4 * `BAND`
-    bytes for the enlarged rows.
+    Besides image and labels it needs, where windows slide over a large image, 4 * crop height *
+    width * classes bytes for a band of windows, twice that when flipping, and where they slide over
+    one that is not large, 4 * height * width * classes bytes for each look at it; on top of that
+    what the model takes for a batch of windows, or for the image.
 
     Args:
       model, config, dtype, base_size: as in `predict.make_scores`.
@@ -55,23 +53,9 @@ def make_segment(
       UserError: when called, a link that needs the whole image, or no windows for a large image.
     """
     chain = predict.checked(config)
-    forward = links.forward(model, dtype)
-    slid = links.slide(forward, **chain["slide"]) if chain["slide"] else forward
-    flips = (False, True) if chain["flip"] else (False,)
-    averaged = len(flips) > 1 or bool(chain["scales"])
-
-    @jax.jit
-    def look(variables, image):
-        """Logits [h, w, C] of an image and, flipped back, of its mirror image."""
-        both = [slid(variables, image[:, :, ::-1] if f else image) for f in flips]
-        return [x[0, :, ::-1] if f else x[0] for x, f in zip(both, flips, strict=True)]
-
-    def enlarge(looks, start, size, rows):
-        """Labels [rows, W] of the rows from `start` on of the looks, brought to `size`."""
-        bands = [resize_rows(x[None], size, start, rows, model.align_corners)[0] for x in looks]
-        return links.to_labels(sum(map(jax.nn.softmax, bands)) if averaged else bands[0])
-
-    enlarge = jax.jit(enlarge, static_argnums=(2, 3))
+    ordinary = predict.make_predict(model, config, dtype=dtype, base_size=base_size)
+    windows = chain["slide"]
+    look = _make_look(links.forward(model, dtype), chain) if windows else None
 
     def segment(variables, image, size):
         if chain["samples"] or chain["crf"]:
@@ -83,25 +67,30 @@ def make_segment(
         factors = chain["scales"] or (1.0,)
         largest = scaled_size(image.shape[:2], max(factors), base_size)
         if is_large(largest, classes):
-            if not chain["slide"] or factors != (1.0,) or not largest == image.shape[:2] == size:
+            if not windows or factors != (1.0,) or not largest == image.shape[:2] == size:
                 raise UserError(
                     f"an image of {size[1]}x{size[0]} and {classes} classes is too large for one "
                     "piece: let windows slide over it by --config.predict.slide.crop='(1024,1024)' "
                     "--config.predict.slide.stride='(768,768)', without scales and "
                     "config.eval.base_size, or make it smaller"
                 )
-            return _by_bands(look, chain["slide"], variables, image)
-        looks = []
-        for factor in factors:
-            looks += look(variables, links.resize_image(image[None], factor, base_size))
-        rows = min(max(1, BAND // (size[1] * classes * len(looks))), size[0])
-        labels = np.empty(size, np.int32)
-        for top in range(0, size[0], rows):
-            top = min(top, size[0] - rows)
-            labels[top : top + rows] = enlarge(looks, top, size, rows)
-        return labels
+            return _by_bands(look, windows, variables, image)
+        return np.asarray(ordinary(variables, image[None], size))[0]
 
     return segment
+
+
+def _make_look(forward: links.Logits, chain: Mapping[str, Any]) -> Callable:
+    """`(variables, image [1, h, w, 3])` -> logits [h, w, C], and of its mirror image if need be."""
+    slid = links.slide(forward, **chain["slide"])
+
+    def look(variables, image):
+        straight = [slid(variables, image)[0]]
+        if not chain["flip"]:
+            return straight
+        return [*straight, slid(variables, image[:, :, ::-1])[0, :, ::-1]]
+
+    return jax.jit(look)
 
 
 def _by_bands(

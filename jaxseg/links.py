@@ -1,6 +1,8 @@
 """The links of the predict chain: each takes the function before it and returns one of its kind.
 
-What they are chained to, and in which order, is in `jaxseg.predict`.
+What they are chained to, and in which order, is in `jaxseg.predict`. What the functions return need
+not be an array: resizing, the softmax and averages over looks are only written down, as `ops.bands`
+has it, and done when someone asks for the whole, or band by band for the labels.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,17 +16,16 @@ import numpy as np
 from jaxseg.data.plan import scaled_size
 from jaxseg.errors import UserError
 from jaxseg.models import segmenter
-from jaxseg.ops import opencv
+from jaxseg.ops import bands, opencv
 from jaxseg.ops.dense_crf import dense_crf
 from jaxseg.ops.resize import resize
 
 # (variables, image [b, h, w, 3]) -> float32 logits [b, h, w, C]
-Logits = Callable[[Any, jax.Array], jax.Array]
+Logits = Callable[[Any, jax.Array], bands.Scores]
 # (variables, image [b, h, w, 3], dropout key) -> the same, by chance
-RandomLogits = Callable[[Any, jax.Array, jax.Array], jax.Array]
+RandomLogits = Callable[[Any, jax.Array, jax.Array], bands.Scores]
 # (variables, image [b, h, w, 3], (H, W)) -> float32 scores [b, H, W, C]
-Scores = Callable[[Any, jax.Array, tuple[int, int]], jax.Array]
-
+Scores = Callable[[Any, jax.Array, tuple[int, int]], bands.Scores]
 
 SEED = 0  # of the samples: the same image in the same batch gives the same result
 
@@ -38,10 +39,14 @@ def forward(model: nn.Module, dtype: str) -> Logits | RandomLogits:
     def logits(variables, image, key=None):
         rngs = None if key is None else {"dropout": key}
         outputs, _ = segmenter.forward(model, variables, image, train=False, dtype=dtype, rngs=rngs)
-        coarse = outputs["logits"].astype(jnp.float32)
-        return resize(coarse, image.shape[1:3], align_corners=model.align_corners)
+        return bands.Enlarged(outputs["logits"], image.shape[1:3], model.align_corners)
 
     return logits
+
+
+def whole(scores: Callable[..., bands.Scores]) -> Callable[..., jax.Array]:
+    """The same function, but what it returns are arrays."""
+    return lambda *arguments: bands.whole(scores(*arguments))
 
 
 def samples(logits: RandomLogits, number: int) -> Logits:
@@ -54,6 +59,8 @@ def samples(logits: RandomLogits, number: int) -> Logits:
       `(variables, image) -> float32 [b, h, w, 2 C]`: the C means of the softmax's outputs, which
       are probabilities, then their C variances (the sum of squares over `number`, not one less).
     """
+
+    logits = whole(logits)
 
     def moments(variables, image):
         def look(so_far, draw):
@@ -89,6 +96,7 @@ def slide(logits: Logits, crop: tuple[int, int], stride: tuple[int, int], batch:
             f"config.predict.slide: crop={crop}, stride={stride}, batch={batch}: expected (height, "
             "width) twice, stride from 1 to crop so that windows cover each pixel, and batch >= 1"
         )
+    logits = whole(logits)
 
     def averaged(variables, image):
         b, h, w, channels = image.shape
@@ -144,7 +152,7 @@ def at_size(logits: Logits, align_corners: bool) -> Scores:
     """Resizes from the image's size to the one asked for, that of the original picture."""
 
     def resized(variables, image, size):
-        return resize(logits(variables, image), size, align_corners=align_corners)
+        return bands.Enlarged(logits(variables, image), size, align_corners)
 
     return resized
 
@@ -153,7 +161,7 @@ def probabilities(scores: Scores) -> Scores:
     """The softmax of logits."""
 
     def normalised(variables, image, size):
-        return jax.nn.softmax(scores(variables, image, size))
+        return bands.Combined(jax.nn.softmax, (scores(variables, image, size),))
 
     return normalised
 
@@ -161,10 +169,12 @@ def probabilities(scores: Scores) -> Scores:
 def flip(scores: Scores) -> Scores:
     """The mean of what `scores`, probabilities, says of an image and of its mirror image."""
 
-    def averaged(variables, image, size):
-        straight = scores(variables, image, size)
-        mirrored = scores(variables, image[:, :, ::-1], size)
+    def mean(straight, mirrored):
         return (straight + mirrored[:, :, ::-1]) / 2
+
+    def averaged(variables, image, size):
+        looks = scores(variables, image, size), scores(variables, image[:, :, ::-1], size)
+        return bands.Combined(mean, looks)
 
     return averaged
 
@@ -182,11 +192,14 @@ def scales(scores: Scores, factors: Sequence[float], base_size: Sequence[int] = 
         none. An image is resized once, from its own size, whatever the factor.
     """
 
+    def mean(*looks):
+        return sum(looks) / len(looks)
+
     def averaged(variables, image, size):
         looks = (
             scores(variables, resize_image(image, factor, base_size), size) for factor in factors
         )
-        return sum(looks) / len(factors)
+        return bands.Combined(mean, tuple(looks))
 
     return averaged
 
@@ -211,6 +224,8 @@ def crf(scores: Scores, **settings: Any) -> Scores:
         for: an image that was resized for the model is resized back.
     """
 
+    scores = whole(scores)
+
     def refined(variables, image, size):
         picture = resize(image.astype(jnp.float32), size)
         return dense_crf(scores(variables, image, size), picture, **settings)
@@ -218,6 +233,15 @@ def crf(scores: Scores, **settings: Any) -> Scores:
     return refined
 
 
-def to_labels(scores: jax.Array) -> jax.Array:
-    """[b, H, W, C] -> int32 [b, H, W], the index of the highest score."""
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+def to_labels(scores: bands.Scores) -> jax.Array:
+    """[b, H, W, C] -> int32 [b, H, W], the index of the highest score, the first of equals."""
+    return bands.each(lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32), scores)
+
+
+def to_labels_and_highest(scores: bands.Scores) -> tuple[jax.Array, jax.Array]:
+    """`to_labels`, and those highest scores, float32 [b, H, W]."""
+
+    def both(x):
+        return jnp.argmax(x, axis=-1).astype(jnp.int32), x.max(-1)
+
+    return bands.each(both, scores)

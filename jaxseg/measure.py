@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxseg import predict
+from jaxseg import links, predict
 from jaxseg.data.base import Description
 from jaxseg.data.threads import num_threads
 from jaxseg.metrics import boundaries, calibration, cityscapes, images, sizes
@@ -58,7 +58,7 @@ def make_step(model, config: ConfigDict, description: Description, mesh: Mesh) -
     Raises:
       UserError: `config.predict` or `config.eval.base_size` is wrong, see `predict.make_scores`.
     """
-    probabilities = predict.make_probabilities(
+    probabilities = predict.probabilities_in_bands(
         model, config.predict, dtype=config.dtype, base_size=config.eval.base_size
     )
     return counted(probabilities, description, mesh)
@@ -69,7 +69,7 @@ def counted(probabilities: predict.Scores, description: Description, mesh: Mesh)
 
     def labels_of(variables, batch):
         scores = probabilities(variables, batch["image"], batch["label"].shape[1:3])
-        return predict.to_labels(scores), scores.max(-1)
+        return links.to_labels_and_highest(scores)
 
     labels_of = jax.jit(labels_of, out_shardings=over_batch(mesh))
     # A program of its own, which does not know the model: compiled once for all variants.

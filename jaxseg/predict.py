@@ -35,6 +35,7 @@ from jaxseg.links import (
     scales,
     slide,
     to_labels,
+    whole,
 )
 from jaxseg.ops.dense_crf import dense_crf
 
@@ -73,6 +74,48 @@ def make_scores(
       UserError: `config` names an unknown link or arguments that a link does not take, or asks for
         samples of a model without dropout.
     """
+    return whole(scores_in_bands(model, config, dtype=dtype, base_size=base_size))
+
+
+def make_probabilities(
+    model: nn.Module,
+    config: Mapping[str, Any] | None,
+    *,
+    dtype: str,
+    base_size: Sequence[int] = (),
+) -> Scores:
+    """The chain up to probabilities, whatever the links; arguments and result as `make_scores`."""
+    return whole(probabilities_in_bands(model, config, dtype=dtype, base_size=base_size))
+
+
+def make_labels(
+    model: nn.Module,
+    config: Mapping[str, Any] | None,
+    *,
+    dtype: str,
+    base_size: Sequence[int] = (),
+) -> Callable[[Any, jax.Array, tuple[int, int]], jax.Array]:
+    """The whole chain, `(variables, image uint8 [b, h, w, 3], size) -> labels int32 [b, *size]`.
+
+    Scores are made and used up band by band (`ops.bands`), unless windows are averaged or a CRF
+    refines them: these need them all at once. Arguments as in `make_scores`.
+    """
+    scores = scores_in_bands(model, config, dtype=dtype, base_size=base_size)
+
+    def labels(variables, image, size):
+        return to_labels(scores(variables, image, size))
+
+    return labels
+
+
+def scores_in_bands(
+    model: nn.Module,
+    config: Mapping[str, Any] | None,
+    *,
+    dtype: str,
+    base_size: Sequence[int] = (),
+) -> Scores:
+    """`make_scores`, but what that gives as an array, this describes as in `ops.bands`."""
     links = checked(config)
     if links["samples"]:
         number = links["samples"]
@@ -89,15 +132,15 @@ def make_scores(
     return crf(scores, **links["crf"]) if links["crf"] else scores
 
 
-def make_probabilities(
+def probabilities_in_bands(
     model: nn.Module,
     config: Mapping[str, Any] | None,
     *,
     dtype: str,
     base_size: Sequence[int] = (),
 ) -> Scores:
-    """The chain up to probabilities, whatever the links; arguments and result as `make_scores`."""
-    scores = make_scores(model, config, dtype=dtype, base_size=base_size)
+    """`make_probabilities`, but what that gives as an array, this describes as in `ops.bands`."""
+    scores = scores_in_bands(model, config, dtype=dtype, base_size=base_size)
     links = checked(config)
     if any(links[name] for name in ("samples", "flip", "scales", "crf")):
         return scores
@@ -135,7 +178,7 @@ def make_moments(
             "same; set it to 0, or take a model trained with config.model.dropout above 0"
         )
     logits = _slid(samples(forward(model, dtype), number), links)
-    scores = _averaged(at_size(logits, model.align_corners), links, base_size)
+    scores = whole(_averaged(at_size(logits, model.align_corners), links, base_size))
     return lambda *arguments: tuple(jnp.split(scores(*arguments), 2, axis=-1))
 
 
@@ -217,9 +260,5 @@ def make_predict(
 
     It is compiled once for each shape of `image` and each `size`. Arguments as in `make_scores`.
     """
-    scores = make_scores(model, config, dtype=dtype, base_size=base_size)
-
-    def predict(variables, image, size):
-        return to_labels(scores(variables, image, size))
-
-    return jax.jit(predict, static_argnames="size")
+    labels = make_labels(model, config, dtype=dtype, base_size=base_size)
+    return jax.jit(labels, static_argnames="size")

@@ -1,13 +1,12 @@
 """Images too large for one piece: the same labels as the ordinary chain, in bounded memory."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_predict import make_model, pictures
 
 from jaxseg import large, predict
 from jaxseg.errors import UserError
-from jaxseg.ops.resize import resize, resize_rows
+from jaxseg.ops import bands
 from jaxseg.segmentation import Segmentation
 
 SLIDE = {"slide": {"crop": (16, 24), "stride": (12, 16), "batch": 2}}
@@ -17,7 +16,7 @@ SLIDE = {"slide": {"crop": (16, 24), "stride": (12, 16), "batch": 2}}
 def little_memory(monkeypatch):
     """Images of more than 40 x 40 pixels and three classes are large."""
     monkeypatch.setattr(large, "WHOLE", 40 * 40 * 3)
-    monkeypatch.setattr(large, "BAND", 64 * 3 * 7)
+    monkeypatch.setattr(bands, "CPU_BAND", 64 * 3 * 7)
 
 
 def both(config, image, size, **how):
@@ -28,16 +27,6 @@ def both(config, image, size, **how):
     banded = large.make_segment(model, config, 3, **how)(variables, image, size)
     assert banded.shape == size and banded.dtype == np.int32
     return np.asarray(plain)[0], banded
-
-
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("size", [(9, 7), (40, 33), (24, 16)])
-def test_rows_of_a_resized_image_are_those_of_the_whole(size, align_corners):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 24, 16, 3)), jnp.float32)
-    whole = resize(x, size, align_corners=align_corners)
-    for start, rows in ((0, size[0]), (2, 5), (size[0] - 3, 3)):
-        part = resize_rows(x, size, start, rows, align_corners)
-        np.testing.assert_allclose(part, whole[:, start : start + rows], atol=1e-6)
 
 
 @pytest.mark.parametrize("config", [None, SLIDE, {"flip": True}, {"scales": (0.5, 1.0)}])

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxseg import losses
 from jaxseg.errors import UserError
+from jaxseg.ops import bands
 
 C = 4
 CE = dict(name="cross_entropy")
@@ -57,12 +58,13 @@ def test_terms_that_share_an_output_add_up():
     np.testing.assert_allclose(loss, ce + 0.5 * lovasz + 3 * dice, rtol=1e-5)
 
 
-def test_an_output_is_resized_once(monkeypatch):
+def test_an_output_is_resized_once_for_all_losses_that_need_it_whole(monkeypatch):
     calls = []
-    resize = losses.resize
-    monkeypatch.setattr(losses, "resize", lambda *a, **k: calls.append(a) or resize(*a, **k))
+    resize = bands.resize
+    monkeypatch.setattr(bands, "resize", lambda *a, **k: calls.append(a) or resize(*a, **k))
     logits, labels = example(1)
-    spec = {"logits": CE} | {f"focal{i}": dict(name="focal", output="logits") for i in range(3)}
+    spec = {"logits": dict(name="dice")}
+    spec |= {f"tversky{i}": dict(name="tversky", output="logits") for i in range(3)}
     total({"logits": logits}, labels, spec)
     assert len(calls) == 1
 

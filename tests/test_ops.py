@@ -52,6 +52,8 @@ DEPTHWISE = [
     ((3, 3, 1, 4), 1, 12, 12),
     ((3, 3, 1, 4), 1, 3, 1),
     ((3, 3, 1, 12), 2, 1, 1),  # three filters of each channel
+    ((3, 3, 1, 4), 1, 9, 9),  # rows see the middle tap alone, columns all three
+    ((2, 2, 1, 4), 1, 10, 20),  # no tap meets the image
 ]
 DILATED = [
     ((3, 3, 4, 2), 1, 2, 2),
@@ -66,6 +68,8 @@ PLAIN = [
     ((3, 3, 4, 2), 1, 1, 1, 1),
     ((3, 3, 4, 2), 2, 1, 1, 1),
     ((1, 1, 4, 3), 2, 0, 1, 1),
+    ((1, 1, 4, 6), (2, 1), 0, 1, 1),
+    ((1, 1, 4, 3), 1, 0, 1, 1),
     ((7, 7, 4, 1), 2, 3, 1, 1),
     ((3, 3, 4, 2), 2, 2, 2, 1),
     ((3, 3, 2, 6), 1, 1, 1, 2),
@@ -120,12 +124,26 @@ def test_the_platform_decides_the_form():
         assert "conditional" not in lowered(groups, "cpu").compile().as_text()
 
 
+def test_pointwise_is_a_matrix_product_on_cpus():
+    """Its weight gradient as a convolution takes several times as long there."""
+    x, kernel = jnp.zeros((2, 8, 8, 6)), jnp.zeros((1, 1, 6, 4))
+    step = jax.jit(jax.value_and_grad(lambda k: (conv.conv2d(x, k) ** 2).sum()))
+    for platform, convolutions in (("cpu", 0), ("cuda", 2), ("tpu", 2)):
+        text = step.trace(kernel).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == convolutions
+    assert "conditional" not in step.lower(kernel).compile().as_text()
+
+
 def test_conv2d_keeps_half_precision():
     x, kernel = draw(1, 6, 6, 4), draw(3, 3, 1, 4, seed=1)
     want = conv_oracle(x, kernel, 1, 2, 2, 4)
     got = conv.conv2d(jnp.bfloat16(x), jnp.bfloat16(kernel), 1, 2, 2, 4)
     assert got.dtype == jnp.bfloat16
     close(np.float32(got), want, 2e-2)
+    pointwise = draw(1, 1, 4, 3, seed=2)
+    got = conv.conv2d(jnp.bfloat16(x), jnp.bfloat16(pointwise))
+    assert got.dtype == jnp.bfloat16
+    close(np.float32(got), conv_oracle(x, pointwise, 1, 0, 1, 1), 2e-2)
 
 
 def resize_oracle(x, size, method, align_corners):
@@ -152,7 +170,7 @@ BILINEAR = [[0, 0.625, 1.375, 2], [1.5, 2.125, 2.875, 3.5], [3, 3.625, 4.375, 5]
 ALIGNED = [[0, 2 / 3, 4 / 3, 2], [1.5, 13 / 6, 17 / 6, 3.5], [3, 11 / 3, 13 / 3, 5]]
 NEAREST = [[0, 0, 1, 2], [0, 0, 1, 2], [3, 3, 4, 5]]
 SIZES = [((5, 7), (10, 28)), ((5, 7), (9, 13)), ((9, 12), (4, 5)), ((1, 1), (3, 4))]
-SIZES += [((6, 5), (1, 17)), ((3, 8), (3, 5))]
+SIZES += [((6, 5), (1, 17)), ((3, 8), (3, 5)), ((2, 2), (40, 3))]
 METHODS = [("bilinear", False), ("bilinear", True), ("nearest", False)]
 
 
@@ -164,9 +182,11 @@ def test_resize_and_its_gradient(source, target, method, align_corners):
     @jax.jit
     def run(x):
         y, vjp = jax.vjp(lambda x: resize.resize(x, target, method, align_corners), x)
-        return y, vjp(jnp.asarray(g))[0], resize.by_matrices(x, target, method, align_corners)
+        on_tpu = resize.by_matrices(x, target, method, align_corners)
+        on_gpu = resize.transposed_by_taps(jnp.asarray(g), source, method, align_corners)
+        return y, vjp(jnp.asarray(g))[0], on_tpu, on_gpu
 
-    y, dx, on_tpu = run(x)
+    y, dx, on_tpu, dx_on_gpu = run(x)
     want = resize_oracle(x, target, method, align_corners)
     close(y, want)
     close(on_tpu, want)
@@ -176,6 +196,7 @@ def test_resize_and_its_gradient(source, target, method, align_corners):
             lambda v: resize_oracle(v, target, method, align_corners), single, g[:1, ..., c : c + 1]
         )
         close(dx[:1, ..., c : c + 1], plane)
+        close(dx_on_gpu[:1, ..., c : c + 1], plane)
 
 
 def test_resize_reproduces_pytorch():

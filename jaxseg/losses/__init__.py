@@ -25,8 +25,8 @@ from jaxseg.losses.detail import detail
 from jaxseg.losses.edges import boundary_cross_entropy
 from jaxseg.losses.overlap import dice, lovasz_softmax, tversky
 from jaxseg.losses.presence import presence_cross_entropy
+from jaxseg.ops import bands
 from jaxseg.ops.points import sample
-from jaxseg.ops.resize import resize
 
 LOSSES = {
     f.__name__: f
@@ -52,6 +52,8 @@ TAKES = {
     presence_cross_entropy: (IMAGES,),
     detail: (MAP,),
 }
+# Those that sum over pixels by `ops.bands`; every other one gets the enlarged logits as an array.
+IN_BANDS = (cross_entropy, sigmoid_cross_entropy, ohem_cross_entropy, focal)
 _SUPPLIED = ("ignore_label", "mask")  # by `total`; every other keyword of a loss is the config's
 
 
@@ -67,10 +69,11 @@ def total(
 
     Args:
       outputs: the model's outputs. Those named in `spec` are logits [b, h', w', C] at the head's
-        resolution, which are resized (bilinear, float32) to the size of the labels, once however
-        many terms share them; or points {'xy': [b, n, 2] in 0..1, right and down from the image's
-        corner, 'logits': [b, n, C]}, which are scored as a map [b, n, 1] against the labels of the
-        pixels that they fall in; or scores of whole images [b, C], which a loss gets as they are.
+        resolution, which are resized (bilinear, float32) to the size of the labels, band by band
+        for the losses of `IN_BANDS`, once for however many others share them; or points {'xy':
+        [b, n, 2] in 0..1, right and down from the image's corner, 'logits': [b, n, C]}, which are
+        scored as a map [b, n, 1] against the labels of the pixels that they fall in; or scores of
+        whole images [b, C], which a loss gets as they are.
       batch: 'label' int32 [b, h, w] and 'mask' bool [b].
       spec: config.losses: term -> {'name': one of `LOSSES`, or the dotted name of a function like
         them; 'weight': 1.0 unless given; 'output': what it scores, by default the output that has
@@ -91,13 +94,13 @@ def total(
     """
     if not spec:
         raise UserError("config.losses is empty: name at least one output and its loss")
-    scored = {}  # output and how it is resized -> (logits, labels) of one size
+    arrays = {}  # output and how it is resized -> its logits at the size of their labels
     parts = {}
 
-    def at_labels(name: str, corners: bool) -> tuple[jax.Array, jax.Array]:
-        if (name, corners) not in scored:
-            scored[name, corners] = _match(outputs[name], batch["label"], corners)
-        return scored[name, corners]
+    def whole(name: str, corners: bool, logits: bands.Scores) -> jax.Array:
+        if (name, corners) not in arrays:
+            arrays[name, corners] = bands.whole(logits)
+        return arrays[name, corners]
 
     for term, entry in spec.items():
         key = f"config.losses.{term}"
@@ -117,11 +120,14 @@ def total(
         weight = options.pop("weight", 1.0)
         _check_kind(key, loss, output, outputs[output])
         corners = options.pop("align_corners", align_corners)
-        logits, labels = at_labels(output, corners)
+        logits, labels = _match(outputs[output], batch["label"], corners)
+        if loss not in IN_BANDS:
+            logits = whole(output, corners, logits)
         where = options.pop("where", None)
         if where is not None:
             name, above = _check_where(f"{key}.where", where, outputs, outputs[output])
-            chosen = jax.nn.sigmoid(at_labels(name, corners)[0][..., 0]) > above
+            gate, _ = _match(outputs[name], labels, corners)
+            chosen = jax.nn.sigmoid(whole(name, corners, gate)[..., 0]) > above
             labels = jnp.where(chosen, labels, ignore_label)
         try:
             value, count = loss(
@@ -171,7 +177,7 @@ def _check_where(
     return name, above
 
 
-def _match(output: Any, labels: jax.Array, align_corners: bool) -> tuple[jax.Array, jax.Array]:
+def _match(output: Any, labels: jax.Array, align_corners: bool) -> tuple[Any, jax.Array]:
     """Logits and the labels to compare them with, [b, h, w, C] and [b, h, w], of maps or points.
 
     Scores of whole images stay [b, C], and are compared with all labels.
@@ -181,8 +187,7 @@ def _match(output: Any, labels: jax.Array, align_corners: bool) -> tuple[jax.Arr
     if kind == IMAGES:
         return output.astype(jnp.float32), labels
     if kind == MAP:
-        logits = output.astype(jnp.float32)
-        return resize(logits, (h, w), method="bilinear", align_corners=align_corners), labels
+        return bands.Enlarged(output, (h, w), align_corners), labels
     xy = output["xy"].astype(jnp.float32)
     at_points = sample(labels[..., None], xy, "nearest", align_corners)  # [b, n, 1]
     return output["logits"].astype(jnp.float32)[:, :, None], at_points

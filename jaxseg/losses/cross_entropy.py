@@ -1,4 +1,8 @@
-"""Losses that are sums over pixels: cross-entropy by softmax or sigmoids, or of hard pixels."""
+"""Losses that are sums over pixels: cross-entropy by softmax or sigmoids, or of hard pixels.
+
+Each says what a pixel costs and leaves the sum to `ops.bands.total`, so that logits which are to be
+enlarged to the labels' size never exist there as a whole.
+"""
 
 from collections.abc import Sequence
 
@@ -7,11 +11,12 @@ import jax.numpy as jnp
 
 from jaxseg import named
 from jaxseg.losses import pixels
+from jaxseg.ops import bands
 from jaxseg.ops.select import kth_smallest
 
 
 def cross_entropy(
-    logits: jax.Array,
+    logits: jax.Array | bands.Enlarged,
     labels: jax.Array,
     *,
     ignore_label: int,
@@ -26,7 +31,7 @@ def cross_entropy(
     (255, -1) weighs nothing, in the value and in the gradient.
 
     Args:
-      logits: float [b, h, w, C], any precision; the arithmetic is float32.
+      logits: float [b, h, w, C], any precision; the arithmetic is float32. Or how to enlarge them.
       labels: int32 [b, h, w].
       ignore_label: label of pixels that do not count.
       mask: bool [b]; rows that are False (padding) count nowhere. None: all count.
@@ -48,22 +53,27 @@ def cross_entropy(
     named.check("average", "rule", average, ("valid", "all"))
     pixels.check_number("label_smoothing", label_smoothing, 0, 1)
     weights = pixels.check_weights(class_weights, num_classes)
-    logits = logits.astype(jnp.float32)
     inside, valid = pixels.which(labels, num_classes, ignore_label, mask)
-    log_z = jax.nn.logsumexp(logits, axis=-1)  # [b, h, w]
-    loss = log_z - pixels.pick(logits, labels)
-    if weights is not None:
-        loss *= pixels.pick(weights, labels)
-    if label_smoothing:
-        spread = jnp.ones(num_classes) if weights is None else weights
-        spread = log_z * jnp.sum(spread) - jnp.sum(spread * logits, axis=-1)
-        loss = (1 - label_smoothing) * loss + label_smoothing / num_classes * spread
+
+    def of_pixels(logits, labels):
+        logits = logits.astype(jnp.float32)
+        log_z = jax.nn.logsumexp(logits, axis=-1)  # [b, h, w]
+        loss = log_z - pixels.pick(logits, labels)
+        if weights is not None:
+            loss *= pixels.pick(weights, labels)
+        if label_smoothing:
+            spread = jnp.ones(num_classes) if weights is None else weights
+            spread = log_z * jnp.sum(spread) - jnp.sum(spread * logits, axis=-1)
+            loss = (1 - label_smoothing) * loss + label_smoothing / num_classes * spread
+        return loss
+
     counted = inside if average == "all" else valid
-    return jnp.sum(loss * valid), _count(counted, labels, None if average == "all" else weights)
+    count = _count(counted, labels, None if average == "all" else weights)
+    return bands.total(of_pixels, logits, valid, labels), count
 
 
 def sigmoid_cross_entropy(
-    logits: jax.Array,
+    logits: jax.Array | bands.Enlarged,
     labels: jax.Array,
     *,
     ignore_label: int,
@@ -94,17 +104,21 @@ def sigmoid_cross_entropy(
     num_classes = logits.shape[-1]
     named.check("average", "rule", average, ("valid", "all"))
     weights = pixels.check_weights(class_weights, num_classes)
-    logits = logits.astype(jnp.float32)
     inside, valid = pixels.which(labels, num_classes, ignore_label, mask)
-    own = jax.nn.softplus(-logits)  # -log s(z); -log(1 - s(z)) is softplus(z)
-    own = own if weights is None else weights * own
-    is_own = pixels.is_class(labels, num_classes)
-    loss = jnp.where(is_own, own, jax.nn.softplus(logits)).mean(-1)  # [b, h, w]
-    return jnp.sum(loss * valid), _count(inside if average == "all" else valid, labels, None)
+
+    def of_pixels(logits, labels):
+        logits = logits.astype(jnp.float32)
+        own = jax.nn.softplus(-logits)  # -log s(z); -log(1 - s(z)) is softplus(z)
+        own = own if weights is None else weights * own
+        is_own = pixels.is_class(labels, num_classes)
+        return jnp.where(is_own, own, jax.nn.softplus(logits)).mean(-1)
+
+    count = _count(inside if average == "all" else valid, labels, None)
+    return bands.total(of_pixels, logits, valid, labels), count
 
 
 def ohem_cross_entropy(
-    logits: jax.Array,
+    logits: jax.Array | bands.Enlarged,
     labels: jax.Array,
     *,
     ignore_label: int,
@@ -123,9 +137,10 @@ def ohem_cross_entropy(
     limit apart. Where k or fewer are valid the limit is their largest probability, so that all but
     the surest are kept, as there.
 
-    The limit is found by counting (`ops.select.kth_smallest`), not by a sort: besides the loss of
-    cross_entropy this keeps a few maps [b, h, w], reads one of them 31 times, and on a batch that
-    is sharded sums 31 integers over the devices, whose limit is that of the whole batch.
+    The limit is found by counting (`ops.select.kth_smallest`), not by a sort: the logits are gone
+    through once more than by cross_entropy, a few maps [b, h, w] are kept, one of them is read 31
+    times, and on a batch that is sharded 31 integers are summed over the devices, whose limit is
+    that of the whole batch.
 
     Args:
       logits, labels, ignore_label, mask, class_weights: as in `cross_entropy`.
@@ -149,27 +164,28 @@ def ohem_cross_entropy(
     pixels.check_number("min_kept", min_kept, 1)
     weights = pixels.check_weights(class_weights, num_classes)
     inside, valid = pixels.which(labels, num_classes, ignore_label, mask)
-    surprise = _surprise(logits, labels, valid)
-    loss = surprise if weights is None else surprise * pixels.pick(weights, labels)
+    surprise = bands.each(_surprise, logits, labels, valid)
+    weight = 1.0 if weights is None else pixels.pick(weights, labels)
 
     images = labels.shape[0] if mask is None else jnp.sum(mask, dtype=jnp.int32)
     # More than an image has is the same as all it has, and cannot overflow.
     k = min(int(min_kept), labels[0].size) * images
     n = jnp.sum(valid, dtype=jnp.int32)
     if threshold:
-        probability = jnp.exp(-jax.lax.stop_gradient(surprise))
+        probability = jnp.exp(-surprise)
         limit = kth_smallest(probability, jnp.minimum(k, n - 1), valid)
         kept = valid & (probability < jnp.maximum(limit, threshold))
     else:
-        size = jax.lax.stop_gradient(loss)
-        kept = valid & (size >= kth_smallest(size, jnp.maximum(n - k, 0), valid))
+        loss = surprise * weight
+        kept = valid & (loss >= kth_smallest(loss, jnp.maximum(n - k, 0), valid))
     counted = {"valid": valid, "all": inside}.get(average, kept)
     unweighted = average in ("kept_pixels", "all")
-    return jnp.sum(loss * kept), _count(counted, labels, None if unweighted else weights)
+    count = _count(counted, labels, None if unweighted else weights)
+    return bands.total(_surprise, logits, kept * weight, labels, valid), count
 
 
 def focal(
-    logits: jax.Array,
+    logits: jax.Array | bands.Enlarged,
     labels: jax.Array,
     *,
     ignore_label: int,
@@ -199,16 +215,20 @@ def focal(
     pixels.check_number("gamma", gamma, 0)
     weights = pixels.check_weights(class_weights, num_classes)
     inside, valid = pixels.which(labels, num_classes, ignore_label, mask)
-    loss = _surprise(logits, labels, valid)
-    if gamma:
-        wrong = -jnp.expm1(-loss)  # 1 - p, exact where p is nearly 1
-        # Below gamma 1 the power has no derivative at 0; the loss is 0 there, and flat.
-        right = wrong <= 0
-        loss *= jnp.where(right, 0.0, jnp.where(right, 1.0, wrong) ** gamma)
-    if weights is not None:
-        loss *= pixels.pick(weights, labels)
+
+    def of_pixels(logits, labels, valid):
+        loss = _surprise(logits, labels, valid)
+        if gamma:
+            wrong = -jnp.expm1(-loss)  # 1 - p, exact where p is nearly 1
+            # Below gamma 1 the power has no derivative at 0; the loss is 0 there, and flat.
+            right = wrong <= 0
+            loss *= jnp.where(right, 0.0, jnp.where(right, 1.0, wrong) ** gamma)
+        return loss
+
+    weight = valid if weights is None else valid * pixels.pick(weights, labels)
     counted = inside if average == "all" else valid
-    return jnp.sum(loss * valid), _count(counted, labels, None if average == "all" else weights)
+    count = _count(counted, labels, None if average == "all" else weights)
+    return bands.total(of_pixels, logits, weight, labels, valid), count
 
 
 def _surprise(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
 
+# Pixels that are picked one by one and added up, rather than by a matrix product.
+MOST_TAPS = 32
+
 
 def resize(
     x: jax.Array,
@@ -37,25 +40,58 @@ def resize(
     return _resize(x, size, method, align_corners)
 
 
-def resize_rows(
-    x: jax.Array,
-    size: tuple[int, int],
-    start: int | jax.Array,
-    rows: int,
-    align_corners: bool = False,
-) -> jax.Array:
-    """Rows `start` to `start + rows` of `resize(x, size)`, bilinear, without the others.
+def row_window(
+    n: int, m: int, start: int | jax.Array, number: int, align_corners: bool = False
+) -> tuple[jax.Array | int, int]:
+    """What some rows of a resized map are made of: the first row, and how many, of an axis of n.
 
-    x [b, h, w, c] -> [b, rows, size[1], c]; `start` may be traced, 0 <= start <= size[0] - rows.
+    They are rows `start` to `start + number` of the m that `resize` makes, bilinear. `start` may be
+    traced, 0 <= start <= m - number; how many rows are needed does not depend on it.
     """
-    y = x.astype(_accumulator(x.dtype))
-    low, high, weight = (
-        jax.lax.dynamic_slice_in_dim(jnp.asarray(taps), start, rows)
-        for taps in _taps(x.shape[1], size[0], "bilinear", align_corners)
-    )
-    weight = weight.astype(y.dtype)[:, None, None]
-    y = jnp.take(y, low, 1, mode="clip") * (1 - weight) + jnp.take(y, high, 1, mode="clip") * weight
-    return resize(y.astype(x.dtype), (rows, size[1]), align_corners=align_corners)
+    if n == m:
+        return start, number
+    low, high, _ = _taps(n, m, "bilinear", align_corners)
+    needed = int((high[number - 1 :] - low[: m - number + 1]).max()) + 1
+    return jnp.minimum(jnp.asarray(low, jnp.int32)[start], n - needed), needed
+
+
+def row_taps(
+    n: int, m: int, start: int | jax.Array, number: int, align_corners: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The two source rows of each of these rows, int32, and the second's weight, float32."""
+    low, high, weight = _taps(n, m, "bilinear", align_corners)
+    taps = jnp.asarray(low, jnp.int32), jnp.asarray(high, jnp.int32), jnp.float32(weight)
+    return tuple(jax.lax.dynamic_slice_in_dim(x, start, number) for x in taps)
+
+
+@jax.custom_vjp
+def mix_rows(x: jax.Array, low: jax.Array, high: jax.Array, weight: jax.Array) -> jax.Array:
+    """Rows x[low] (1 - weight) + x[high] weight: float32 [b, h, w, c] -> [b, number, w, c].
+
+    It is `resize` from row to row, for rows that are known only when the program runs. Only `x` has
+    a gradient.
+    """
+
+    def by_taps(x, low, high, weight):
+        first, second = (jnp.take(x, i, 1, mode="clip") for i in (low, high))
+        return first * (1 - weight[:, None, None]) + second * weight[:, None, None]
+
+    def by_matrix(x, *taps):
+        return _contract(x, _as_matrix(x.shape[1], *taps), None)
+
+    return jax.lax.platform_dependent(x, low, high, weight, tpu=by_matrix, default=by_taps)
+
+
+def _mix_forward(x, *taps):
+    return mix_rows(x, *taps), (jnp.zeros((0, x.shape[1])), *taps)
+
+
+def _mix_backward(residuals, g):
+    like, *taps = residuals
+    return _contract(g, _as_matrix(like.shape[1], *taps).T, None), None, None, None
+
+
+mix_rows.defvjp(_mix_forward, _mix_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -74,11 +110,12 @@ def _forward(x, size, method, align_corners):
 
 
 def _backward(size, method, align_corners, residual, g):
-    # The transpose of a gather is a scatter, slow everywhere; that of a matrix is a matrix.
-    h, w, _ = residual.shape
-    rows = _matrix(h, size[0], method, align_corners)
-    cols = _matrix(w, size[1], method, align_corners)
-    return (_contract(g, rows.T, cols.T),)
+    # The transpose of a gather is a scatter, slow everywhere; that of a matrix is a matrix. On a
+    # GPU its product, in full float32, is a lot of arithmetic where a few pixels are to be added.
+    how = dict(size=residual.shape[:2], method=method, align_corners=align_corners)
+    by_taps = functools.partial(transposed_by_taps, **how)
+    by_matrices = functools.partial(transposed_by_matrices, **how)
+    return (jax.lax.platform_dependent(g, cuda=by_taps, default=by_matrices),)
 
 
 _resize.defvjp(_forward, _backward)
@@ -108,13 +145,49 @@ def by_matrices(x, size, method="bilinear", align_corners=False) -> jax.Array:
     return _contract(x, rows, cols)
 
 
-def _contract(x: jax.Array, rows: np.ndarray, cols: np.ndarray) -> jax.Array:
-    """[b, h, w, c] with [h', h] and [w', w] -> [b, h', w', c]."""
+def transposed_by_matrices(g, size, method="bilinear", align_corners=False) -> jax.Array:
+    """The gradient of what `resize` resized, of that `size`: [b, h', w', c] -> [b, *size, c]."""
+    sizes = zip(size, g.shape[1:3], strict=True)
+    matrices = (_matrix(n, m, method, align_corners) for n, m in sizes)
+    return _contract(g, *(None if x is None else x.T for x in matrices))
+
+
+def transposed_by_taps(g, size, method="bilinear", align_corners=False) -> jax.Array:
+    """The same by adding up, for each pixel, the few of `g` that it went into."""
+    sizes = list(zip(size, g.shape[1:3], strict=True))
+    if any(is_symbolic_dim(n) for pair in sizes for n in pair):
+        return transposed_by_matrices(g, size, method, align_corners)
+    y = g.astype(_accumulator(g.dtype))
+    for axis, (n, m) in enumerate(sizes, start=1):
+        if n != m:
+            y = _add_up(y, axis, _matrix(n, m, method, align_corners))
+    return y.astype(g.dtype)
+
+
+def _add_up(y: jax.Array, axis: int, matrix: np.ndarray) -> jax.Array:
+    """The product of an axis with a matrix [m, n] whose columns have a few numbers in one place."""
+    rows, columns = np.nonzero(matrix)
+    first = np.full(matrix.shape[1], len(matrix))
+    np.minimum.at(first, columns, rows)
+    width = (rows - first[columns]).max() + 1
+    if width > MOST_TAPS:
+        return _contract(y, *((matrix.T, None) if axis == 1 else (None, matrix.T)))
+    padded = np.pad(matrix, ((0, width), (0, 0)))
+    total = 0
+    for index in first + np.arange(width)[:, None]:
+        weight = padded[index, np.arange(len(index))].astype(y.dtype)
+        weight = weight.reshape((-1, 1, 1) if axis == 1 else (-1, 1))
+        total += jnp.take(y, np.minimum(index, len(matrix) - 1), axis, mode="clip") * weight
+    return total
+
+
+def _contract(x: jax.Array, rows: np.ndarray | None, cols: np.ndarray | None) -> jax.Array:
+    """[b, h, w, c] with [h', h] and [w', w] -> [b, h', w', c]; None leaves an axis as it is."""
     y = x.astype(_accumulator(x.dtype))
     contract = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    if rows.shape[0] != rows.shape[1]:
+    if rows is not None:
         y = contract("yh,bhwc->bywc", rows.astype(y.dtype), y)
-    if cols.shape[0] != cols.shape[1]:
+    if cols is not None:
         y = contract("xw,bywc->byxc", cols.astype(y.dtype), y)
     return y.astype(x.dtype)
 
@@ -135,9 +208,13 @@ def _taps(n: int, m: int, method: str, align_corners: bool):
     return low, xp.minimum(low + 1, n - 1), position % unit / unit
 
 
-def _matrix(n: int, m: int, method: str, align_corners: bool) -> np.ndarray | jax.Array:
-    """The interpolation along one axis as a matrix [m, n]."""
-    low, high, weight = _taps(n, m, method, align_corners)
+def _matrix(n: int, m: int, method: str, align_corners: bool) -> np.ndarray | jax.Array | None:
+    """The interpolation along one axis as a matrix [m, n]; None where it changes nothing."""
+    return None if n == m else _as_matrix(n, *_taps(n, m, method, align_corners))
+
+
+def _as_matrix(n: int, low, high, weight) -> np.ndarray | jax.Array:
+    """Taps as a matrix [m, n]."""
     pixels, weight = _numpy_for(n).arange(n), weight[:, None]
     return (pixels == low[:, None]) * (1 - weight) + (pixels == high[:, None]) * weight
 
