@@ -64,7 +64,7 @@ def define_flags(command: str) -> flags.FlagValues:
     define(flags.DEFINE_bool, "roofline", False, "also: what the heaviest operations could take")
     define(flags.DEFINE_string, "json", None, "file to write the results to")
     define(flags.DEFINE_string, "against", None, "such a file, to compare with")
-    define(flags.DEFINE_string, "profile", None, "trace steps FIRST:LAST for jax's profiler")
+    define(flags.DEFINE_string, "profile", None, "steps to trace, FIRST:LAST or how many")
     define(flags.DEFINE_bool, "force", False, "continue though the config changed")
     define(flags.DEFINE_bool, "distributed", False, "join a multi-host run")
     define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0")

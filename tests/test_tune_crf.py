@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     arguments = [
         "--config=configs/deeplabv3p.py:synthetic", f"--workdir={workdir}",
-        "--config.model.backbone.name=tests.tiny_backbone", "--config.steps=20",
+        "--config.model.backbone.name=tests.tiny_backbone", "--config.steps=40",
         "--config.schedule.warmup=2",
         "--config.batch_size=4", "--config.data.size=(64,80)", "--config.data.train=8",
         "--config.data.val=6", "--config.data.test=2", "--config.augment.crop=(64,64)",
