@@ -7,7 +7,8 @@ import os
 import pathlib
 
 # Tests compile much and compute little: less optimisation saves most of their time.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

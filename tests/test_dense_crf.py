@@ -120,7 +120,9 @@ def test_lattice_filters_as_exact_does():
         assert float(jnp.abs(lattice - exact).mean()) < 0.15 * float(jnp.abs(exact).mean())
 
 
-@pytest.mark.parametrize("name", ["0001TP_008820", "Seq05VD_f02910"])
+@pytest.mark.parametrize(
+    "name", ["0001TP_008820", pytest.param("Seq05VD_f02910", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("setting", ["deeplab", "default"])
 def test_pydensecrf(shared, name, setting):
     """Reference results for photographs, some of whose lattices need another bucket."""

@@ -17,7 +17,7 @@ from jaxseg.errors import UserError
 
 def test_a_run_compiles_its_step_once_and_traces_the_steps_asked_for(tmp_path, monkeypatch, capsys):
     schedule = ("--config.steps=6", "--config.log_every=2", "--config.eval_every=3")
-    config = config_of("synthetic", *TINY, *schedule, "--config.remat=blocks")
+    config = config_of("synthetic", *TINY, *schedule)
     traced = []
     make = train.make_train_step
 

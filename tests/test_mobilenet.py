@@ -193,7 +193,8 @@ TINY = dict(
 )
 
 
-@pytest.mark.parametrize("name", ["lraspp", pytest.param("fcn", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/test_every_config.py trains both for a step
+@pytest.mark.parametrize("name", ["lraspp", "fcn"])
 def test_training_reaches_every_parameter_and_statistic(name):
     model = models.get(TINY[name], num_classes=4)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 65, 97, 3), np.uint8)
