@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import benchmark_programs as programs
 from jaxseg import benchmark_table, command_line, data, named, sharding, timing, workdir
+from jaxseg.compiling import without_cache
 from jaxseg.console import say
 from jaxseg.data import rate
 from jaxseg.data.base import Description
@@ -30,6 +31,7 @@ STEPS = 20  # batches read, and steps from end to end, where their number is not
 PROTOCOL = ("model", "augment", "losses", "predict", "ema", "remat", "data_cache", "data_backend")
 
 
+@without_cache()
 def run(
     config: ConfigDict,
     what: Sequence[str] = tuple(PROGRAMS),
@@ -75,7 +77,6 @@ def run(
         f"{config.model.name}, {description.num_classes} classes, {protocol['dtype']}; "
         f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
     )
-    jax.config.update("jax_enable_compilation_cache", False)
     crop = tuple(config.augment.crop)
     cases = [(kind, size, n) for kind in PROGRAMS for size in shapes for n in numbers]
     cases += [(kind, crop, n) for kind in ("input", "end_to_end") for n in numbers]

@@ -1,6 +1,8 @@
 """Compiling a program ahead of its first call, and saying what that took."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import jax
 
@@ -27,6 +29,17 @@ def compile_lowered(lowered: jax.stages.Lowered, what: str) -> jax.stages.Compil
     done = f"compiled {what} in {took}" if not hits else f"read {what} from the cache in {took}"
     say(f"{done}; it needs {needed_bytes(compiled) / 2**20:,.0f} MiB on each device")
     return compiled
+
+
+@contextlib.contextmanager
+def without_cache() -> Iterator[None]:
+    """While this lasts, no program is read from the cache on disk or written to it."""
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
 
 
 def needed_bytes(compiled: jax.stages.Compiled) -> int:

@@ -24,9 +24,6 @@ PEAKS = {"flops": 1e9, "bandwidth": 1e6}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(timing, "peaks", lambda dtype, so_far: PEAKS)
-    enabled = jax.config.jax_enable_compilation_cache
-    yield
-    jax.config.update("jax_enable_compilation_cache", enabled)
 
 
 def command(capsys, *argv: str) -> tuple[int, str]:
