@@ -14,6 +14,7 @@ from jaxseg import feed, fold, hlo, lowering, models, predict, sharding, timing
 from jaxseg import state as states
 from jaxseg.compiling import needed_bytes
 from jaxseg.data.base import Description
+from jaxseg.data.labels import dtype as label_dtype
 from jaxseg.progress import IN_FLIGHT
 
 FILLED = 8  # steps before end-to-end speed is measured: compiling let the pipeline get ahead
@@ -157,4 +158,4 @@ def _random_batch(
         "label": rng.integers(0, description.num_classes, (batch, *size), np.int32),
         "mask": np.ones(batch, bool),
     }
-    return sharding.shard_batch(arrays, mesh, feed.label_dtype(description))
+    return sharding.shard_batch(arrays, mesh, label_dtype(description))

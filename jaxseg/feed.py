@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import data
 from jaxseg.data.base import Description
+from jaxseg.data.labels import dtype as label_dtype
 from jaxseg.sharding import shard_batch
 
 # Batches on the devices before their step is enqueued. A GPU's copies may queue behind the steps
@@ -46,12 +47,6 @@ def train_batches(
         **settings,
     )
     return prefetch(batches, mesh, label_dtype(description))
-
-
-def label_dtype(description: Description) -> np.dtype:
-    """The narrowest dtype that labels can travel in: uint8 where every value fits, else int32."""
-    fits = description.num_classes <= 256 and 0 <= description.ignore_label <= 255
-    return np.dtype(np.uint8 if fits else np.int32)
 
 
 def prefetch(

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxseg import feed, models, optim, predict, sharding, train
+from jaxseg import models, optim, predict, sharding, train
 from jaxseg import state as states
 from jaxseg.data.base import Description
+from jaxseg.data.labels import dtype as label_dtype
 
 
 def training(
@@ -20,7 +21,7 @@ def training(
     step, init = _step_and_init(_resolved(config, on), description, size)
     arrays = {
         "image": jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch, *size), feed.label_dtype(description)),
+        "label": jax.ShapeDtypeStruct((batch, *size), label_dtype(description)),
         "mask": jax.ShapeDtypeStruct((batch,), bool),
     }
     return train.jitted(step, on).lower(jax.eval_shape(init), arrays)

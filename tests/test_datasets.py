@@ -475,6 +475,7 @@ def test_folder_stored_values(tmp_path):
     fails(lambda: folder.describe(root, values=(1, 1)), "different whole numbers")
     fails(lambda: folder.describe(root, ignore=(1,)), "different whole numbers")
     fails(lambda: folder.describe(root, ignore_label=1), "ignore_label=1", "'lesion'")
+    fails(lambda: folder.describe(root, ignore_label=-1), "ignore_label=-1", "expected 0 or more")
     fails(lambda: folder.describe(root, mask_kind="colour"), "mask_kind='colour'", "'rgb'")
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from jaxseg import command_line, data, feed, models, optim, train
 from jaxseg import state as states
+from jaxseg.data import labels
 from jaxseg.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -66,8 +67,8 @@ def steps_on(devices: int, count: int, *overrides: str):
         num_steps=count,
     )
     losses = []
-    labels = np.int32 if devices == 1 else feed.label_dtype(description)
-    for batch in feed.prefetch(batches, mesh, labels):
+    dtype = np.int32 if devices == 1 else labels.dtype(description)
+    for batch in feed.prefetch(batches, mesh, dtype):
         del batch["id"]
         before = state
         state, scalars = step(state, batch)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from jaxseg.errors import UserError
+
 # A path, or a function without arguments that returns encoded bytes (PNG, JPEG) or the decoded
 # array itself: uint8 RGB [h, w, 3] for an image, integers [h, w] (or RGB [h, w, 3]) for a label.
 Source = str | Callable[[], "bytes | np.ndarray"]
@@ -39,7 +41,7 @@ class Description:
       splits: the names to choose from; `records` may take more, as 'test' of images alone.
       records: split name -> the records, in a stable order. Raises `UserError` when files are
         missing or the split is empty.
-      ignore_label: value of pixels that count nowhere, after `label_map`.
+      ignore_label: value of pixels that count nowhere, after `label_map`; not negative.
       label_map: int32 [n], stored value -> class index or ignore label; -1 marks a stored value
         that must not occur. None: stored values are class indices already.
       label_colors: for RGB masks, colour -> class index or ignore label; `label_map` is unused.
@@ -53,6 +55,12 @@ class Description:
     ignore_label: int = 255
     label_map: np.ndarray | None = None
     label_colors: Mapping[tuple[int, int, int], int] | None = None
+
+    def __post_init__(self):
+        if self.ignore_label < 0:  # labels are stored without signs, and -1 means 'must not occur'
+            raise UserError(
+                f"{self.name}: ignore_label={self.ignore_label}: expected 0 or more, usually 255"
+            )
 
     @property
     def num_classes(self) -> int:
