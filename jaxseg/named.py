@@ -45,6 +45,8 @@ def imported(key: str, module: str, name: str, expected: str) -> Any:
       UserError: there is no such module, or it does not define `name`. Errors within the module
         are its own.
     """
+    if not all(map(str.isidentifier, module.split("."))):
+        raise UserError(f"{key}: expected {expected}, a.b.c")
     try:
         return getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:

@@ -235,9 +235,9 @@ import sys
 
 import jax
 
-from jaxseg import sharding
+from jaxseg import distributed, sharding
 
-sharding.init_distributed(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+distributed.init_distributed(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 sys.path[:0] = ["tests"]
 import numpy as np
 import test_on_device as t
@@ -269,6 +269,8 @@ def test_refuses_what_cannot_be(toy, tmp_path, monkeypatch):
 
     assert "batch_size=9" in message(devices=2, batch_size=9)
     assert "no split" in message(describe([], splits=("other",)))
+    with pytest.raises(UserError, match="config.shard.height=2"):
+        on_device.train_batches(toy, "train", augment(), mesh=make_mesh(2, 2), **settings())
 
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG\r\n\x1a\n")

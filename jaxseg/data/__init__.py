@@ -36,12 +36,14 @@ def get(spec: Mapping[str, Any]) -> Description:
       UserError: no such module, or arguments it does not take.
     """
     arguments = dict(spec)
-    name = arguments.pop("name")
+    name = arguments.pop("name", "")
     path = name if "." in name else f"jaxseg.data.{name}"
     try:
+        if not all(map(str.isidentifier, path.split("."))):
+            raise ModuleNotFoundError(name=path)  # import_module raises what comes to its mind
         describe = importlib.import_module(path).describe
     except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != path:
+        if isinstance(error, ModuleNotFoundError) and not f"{path}.".startswith(f"{error.name}."):
             raise
         raise UserError(
             f"config.data.name={name!r}: no such dataset. jaxseg has {', '.join(DATASETS)}; "
@@ -72,8 +74,8 @@ def train_batches(
       cache: 'none', or 'decoded': images and labels stay in memory once they were read. Threads
         cut the windows then whatever the backend: nothing is left for TensorFlow to decode.
         Every process keeps what it reads, so several on one machine need several times as much.
-      **settings: seed, batch_size, start_step, num_steps, process_index, process_count, as for
-        `threads.train_batches`.
+      **settings: seed, batch_size, start_step, num_steps, process_index, process_count, skip, as
+        for `threads.train_batches`.
 
     Raises:
       UserError: another backend or cache, no TensorFlow for 'tfdata', or too little memory for the

@@ -10,20 +10,25 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg.console import duration, say
 from jaxseg.data import reading, threads
 from jaxseg.data.base import Description
+from jaxseg.distributed import gathered
 from jaxseg.errors import UserError
 
 NAME = "median_frequency"  # as a loss term's class_weights
 _TOLD = 10.0  # seconds between lines of progress
 
 
-def class_frequencies(description: Description, split: str) -> np.ndarray:
+def class_frequencies(description: Description, split: str, lenient: bool = False) -> np.ndarray:
     """How much of an image a class covers where it occurs; reads each label of the split once.
+
+    Of several processes each reads its share, and all get the same. With `lenient`, labels that
+    cannot be read count for nothing.
 
     Returns:
       float64 [C]: pixels of the class / pixels, ignored ones included, of the images that show it;
@@ -33,10 +38,16 @@ def class_frequencies(description: Description, split: str) -> np.ndarray:
       UserError: no such split, one without labels, or a label that cannot be read.
     """
     records = reading.labelled_records(description, split)
+    records = records[jax.process_index() :: jax.process_count()]
     classes, ignore = description.num_classes, description.ignore_label
 
     def count(record) -> tuple[np.ndarray, int]:
-        label = reading.read_label(description, record)
+        try:
+            label = reading.read_label(description, record)
+        except UserError:
+            if not lenient:
+                raise
+            return np.zeros(classes, np.int64), 0
         # An ignore label may be any number, 255 or one below C; it gets a slot of its own.
         slots = np.where(label == ignore, classes, label)
         return np.bincount(slots.ravel(), minlength=classes + 1)[:classes], label.size
@@ -55,19 +66,22 @@ def class_frequencies(description: Description, split: str) -> np.ndarray:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    pixels, of = (sum(parts) for parts in zip(*gathered((pixels, of)), strict=True))
     return pixels / np.maximum(of, 1)
 
 
-def median_frequency(description: Description, split: str) -> tuple[float, ...]:
+def median_frequency(
+    description: Description, split: str, lenient: bool = False
+) -> tuple[float, ...]:
     """One weight per class: the median of the frequencies / the class's own.
 
     A class that no label shows gets the weight 0 and has no part in the median; it is named on the
-    screen.
+    screen. `lenient` as for `class_frequencies`.
 
     Raises:
       UserError: as `class_frequencies`, or no label shows any class.
     """
-    frequency = class_frequencies(description, split)
+    frequency = class_frequencies(description, split, lenient)
     shown = frequency > 0
     where = f"{description.name}/{split}"
     if not shown.any():
@@ -98,13 +112,28 @@ def resolve(config: ConfigDict, description: Description) -> ConfigDict:
     asking = [term for term, entry in config.losses.items() if _asks(term, entry)]
     if not asking:
         return config
-    weights = median_frequency(description, config.train_split)
+    lenient = config.get("on_bad_sample") == "skip"
+    weights = median_frequency(description, config.train_split, lenient)
     pairs = zip(description.classes, weights, strict=True)
     say("class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in pairs))
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         for term in asking:
             config.losses[term].class_weights = weights
+    return config
+
+
+def without_labels(config: ConfigDict, description: Description) -> ConfigDict:
+    """What `resolve` returns, for programs that are not trained with: weights of 1, nothing read.
+
+    Raises:
+      UserError: another string for class_weights.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+        for term, entry in config.losses.items():
+            if _asks(term, entry):
+                entry.class_weights = (1.0,) * description.num_classes
     return config
 
 

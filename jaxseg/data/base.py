@@ -29,6 +29,19 @@ class Record:
     image: Source
     label: Source | None = None
 
+    def __post_init__(self):
+        # Prepared data sets bring names of their own.
+        if self.id[:1] in ("/", "\\") or ":" in self.id[:2] or "\0" in self.id:
+            self._refuse()
+        if ".." in self.id and ".." in self.id.replace("\\", "/").split("/"):
+            self._refuse()
+
+    def _refuse(self) -> None:
+        raise UserError(
+            f"a sample is called {self.id!r}, which leads out of the folders where predictions are "
+            "written by that name; expected a relative path without '..'. Rename it"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Description:

@@ -48,7 +48,8 @@ def find(
     """Finds the pictures in a folder and its sub-folders.
 
     Args:
-      folder: where to look. Links are followed, names that begin with a dot are passed over.
+      folder: where to look. Links are followed, but not in circles; names that begin with a dot
+        are passed over.
       layout: the folder tree to show when there is nothing.
       suffixes: which files count, compared in lower case.
       ending: what the name without suffix must end with; such an ending is no part of the id.
@@ -61,8 +62,15 @@ def find(
       UserError: no such folder, no such files in it, or two files with one id.
     """
     found: dict[str, list[str]] = {}
+    above: dict[str, set[str]] = {}  # folder -> itself and those on the way to it, without links
     for parent, folders, names in os.walk(require(folder, layout), followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = {*above.get(os.path.dirname(parent), ()), os.path.realpath(parent)}
+        above[parent] = here
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in here
+        ]
         prefix = os.path.relpath(parent, folder).replace(os.sep, "/") + "/"
         prefix = "" if prefix == "./" else prefix
         for name in names:

@@ -177,7 +177,7 @@ def _json_entries(path: str, text: str) -> list[tuple[str, Color | None]]:
         entries = [(name, tuple(color)) for name, color in content]
         if all(len(c) == 3 and all(type(v) is int for v in c) for _, c in entries):
             return entries
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pass
     raise UserError(
         f'{path}: expected a JSON list of names, ["a", "b"], or an object of colours, '

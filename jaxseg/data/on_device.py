@@ -44,7 +44,7 @@ def train_batches(
     Args:
       description, split, augment, seed, batch_size, start_step, num_steps: as for
         `threads.train_batches`.
-      mesh: of one axis, 'data'; the batch is split over it.
+      mesh: the devices; the batch is split over them.
 
     Yields:
       image uint8 [b, *crop, 3], label int32 [b, *crop], mask bool [b], all True, as global arrays
@@ -54,6 +54,11 @@ def train_batches(
     Raises:
       UserError: at once for a bad split, setting or sample, and where memory does not suffice.
     """
+    if mesh.shape["height"] > 1:
+        raise UserError(
+            f"config.data_cache='device' with config.shard.height={mesh.shape['height']}: crops "
+            "are cut on one device, not split over several; set config.data_cache='decoded'"
+        )
     plan.check_augment(augment, seed)
     share = plan.train_positions(start_step, batch_size, jax.process_index(), jax.process_count())
     if batch_size % mesh.size:

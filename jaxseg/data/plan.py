@@ -19,7 +19,8 @@ from jaxseg.errors import UserError
 # MMSegmentation's RandomCrop looks at ten windows and, when none will do, takes one more unseen.
 TRIES = 10
 
-_ORDER, _SAMPLE = 0, 1  # streams of random words: the epochs' orders, the samples' augmentation
+# Streams of random words: the epochs' orders, the samples' augmentation; 2 is `bad_samples`'.
+_ORDER, _SAMPLE = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Group:
     size: tuple[int, int]
 
 
-def _words(seed: int, stream: int, number: int, count: int) -> np.ndarray:
+def words(seed: int, stream: int, number: int, count: int) -> np.ndarray:
     """`count` random uint64 that depend on (seed, stream, number) alone.
 
     Raw words of Philox: NumPy guarantees these across versions, but not what `Generator` makes of
@@ -81,7 +82,7 @@ def _words(seed: int, stream: int, number: int, count: int) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
     """The order of an epoch: int64 [num_records], read-only."""
-    order = np.argsort(_words(seed, _ORDER, epoch, num_records), kind="stable")
+    order = np.argsort(words(seed, _ORDER, epoch, num_records), kind="stable")
     order.flags.writeable = False
     return order
 
@@ -98,8 +99,8 @@ def row(seed: int, num_records: int, position: int, augment: Any) -> Row:
     epoch, place = divmod(position, num_records)
     index = int(permutation(seed, epoch, num_records)[place])
     # The upper 53 bits of a word make a float64 in [0, 1).
-    words = _words(seed, _SAMPLE, position, 2 + 2 * (TRIES + 1))
-    uniform = (words >> np.uint64(11)) * 2.0**-53
+    random = words(seed, _SAMPLE, position, 2 + 2 * (TRIES + 1))
+    uniform = (random >> np.uint64(11)) * 2.0**-53
     low, high = augment.scale
     return Row(
         index=index,

@@ -20,7 +20,7 @@ def first_rows(data: bytes, rows: int) -> bytes:
       says what is the matter.
     """
     header = data[_HEADER]
-    if data[:8] != _SIGNATURE or header[:4] != b"IHDR" or not _is_whole(data) or header[16]:
+    if data[:8] != _SIGNATURE or header[:4] != b"IHDR" or not is_whole(data) or header[16]:
         return data
     width, height = struct.unpack_from(">II", header, 4)
     if rows >= height:
@@ -30,7 +30,7 @@ def first_rows(data: bytes, rows: int) -> bytes:
     return b"".join((data[: _HEADER.start], header, checksum, memoryview(data)[33:]))
 
 
-def _is_whole(data: bytes) -> bool:
+def is_whole(data: bytes) -> bool:
     """Whether every chunk is there and as it was written, and none is of an animation."""
     view, position, name = memoryview(data), 8, b""
     while name != b"IEND":

@@ -14,6 +14,10 @@ from jaxseg.errors import UserError
 
 _EXIF_ORIENTATION = 0x0112
 
+# Pillow tells formats by the content, whatever the file is called, and knows 40 more: for EPS it
+# starts Ghostscript, which runs the program in the file, and its rarer decoders are little tested.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
+
 
 def where(record: Record, part: str) -> str:
     """How messages name the 'image' or 'label' of a record."""
@@ -51,10 +55,10 @@ def open_image(file: bytes | str, what: str):
         "or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
     )
     try:
-        picture = Image.open(file if isinstance(file, str) else io.BytesIO(file))
-    except Image.DecompressionBombError as error:
+        picture = Image.open(file if isinstance(file, str) else io.BytesIO(file), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise too_large from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # OSError, SyntaxError, struct.error, KeyError ...: damage has many
         raise _broken(what, error) from error
     if limit is not None and picture.width * picture.height > limit:
         raise too_large
@@ -77,7 +81,7 @@ def _broken(what: str, error: Exception) -> UserError:
 def _decode(picture, what: str) -> None:
     try:
         picture.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # as for `open_image`
         raise _broken(what, error) from error
 
 
@@ -92,7 +96,7 @@ def orientation(picture) -> int:
         return 1
     try:
         value = picture.getexif().get(_EXIF_ORIENTATION)
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # as for `open_image`
         return 1  # the picture can be whole where what is said about it is not
     return value if value in range(1, 9) else 1
 
@@ -165,12 +169,16 @@ def decode_image(
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise UserError(
-                f"{what}: grey values {values.min()}..{values.max()}; expected 8 or 16 bits"
+                f"{what}: grey values {values.min()}..{values.max()}; expected 8 or 16 bits. "
+                "Save it as PNG or JPEG"
             )
         grey = ((values + 128) // 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if picture.mode == "F":
-        raise UserError(f"{what}: pixels are floating-point numbers; expected 8 or 16 bits")
+        raise UserError(
+            f"{what}: pixels are floating-point numbers; expected 8 or 16 bits. Save it as PNG or "
+            "JPEG"
+        )
     picture.info.pop("transparency", None)  # dropped like alpha; `convert` would warn of it
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
@@ -216,7 +224,7 @@ def _stored_label(data: bytes | np.ndarray, what: str, colored: bool) -> np.ndar
         # Pillow stretches 2- and 4-bit grey to 0..255 on the way; the indices are what is stored.
         raw_mode = picture.tile[0].args if picture.tile and picture.format == "PNG" else None
         _decode(picture, what)
-        if colored and picture.mode in ("P", "L", "RGBA"):
+        if colored and picture.mode in ("P", "L", "LA", "RGBA"):
             picture = picture.convert("RGB")
         # Never convert("L"): it would turn palette indices into the brightness of their colours.
         stored = np.asarray(picture)
@@ -226,7 +234,8 @@ def _stored_label(data: bytes | np.ndarray, what: str, colored: bool) -> np.ndar
     if stored.dtype == bool:
         stored = stored.astype(np.uint8)
     expected = "uint8 RGB [h, w, 3]" if colored else "integers [h, w], class indices"
-    if stored.dtype.kind not in "iu" or stored.ndim != (3 if colored else 2):
+    channels = (3,) if colored else ()
+    if stored.dtype.kind not in "iu" or stored.ndim < 2 or stored.shape[2:] != channels:
         hint = "" if colored else "; a mask in colours needs the data set's label_colors"
         raise UserError(
             f"{what}: pixels are {stored.dtype} {list(stored.shape)}; expected {expected}{hint}"
@@ -237,10 +246,13 @@ def _stored_label(data: bytes | np.ndarray, what: str, colored: bool) -> np.ndar
 def check_sizes(record: Record, image_size: Sequence[int], label_size: Sequence[int]) -> None:
     """Raises `UserError` unless image and label have the same (height, width)."""
     if tuple(image_size) != tuple(label_size):
+        cure = "Make the mask of this very image"
+        if tuple(image_size) == tuple(label_size)[::-1]:
+            cure = "One lies on its side: EXIF orientations are applied to images. Turn the mask"
         raise UserError(
             f"{where(record, 'image')} is {image_size[1]} x {image_size[0]} but its "
             f"{where(record, 'label')} is {label_size[1]} x {label_size[0]} (width x height); "
-            "they must be equally large"
+            f"they must be equally large. {cure}, or leave both out"
         )
 
 

@@ -23,6 +23,7 @@ import os
 import pathlib
 from typing import Any
 
+from jaxseg import foreign
 from jaxseg.data import reading
 from jaxseg.data.base import Description, Record
 from jaxseg.errors import UserError
@@ -75,7 +76,7 @@ def read_json(path: str) -> dict[str, Any]:
         reason = "not a JSON object"
     except OSError as error:
         reason = error.strerror
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error)
     raise UserError(f"{path}: cannot be read ({reason}). Expected:\n{LAYOUT}")
 
@@ -94,7 +95,7 @@ def finished(root: str, split: str) -> dict[int, dict[str, Any]]:
             try:
                 entry = json.loads(line)
                 lines[entry["index"]] = entry
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
     return dict(sorted(lines.items()))
 
@@ -109,14 +110,20 @@ def _records(root: str, split: str) -> list[Record]:
             f"{root}: {len(lines)} of the {samples} samples of split {split!r} are re-encoded. Run "
             "`python -m jaxseg.data.prepare reencode` again, with every --shard: it continues"
         )
-    return [
-        Record(
-            entry["id"],
-            os.path.join(root, *entry["image"]["path"].split("/")),
-            entry["label"] and os.path.join(root, *entry["label"]["path"].split("/")),
-        )
-        for entry in lines.values()
-    ]
+    try:
+        return [
+            Record(
+                str(entry["id"]),
+                os.path.join(root, *entry["image"]["path"].split("/")),
+                entry["label"] and os.path.join(root, *entry["label"]["path"].split("/")),
+            )
+            for entry in lines.values()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{root}: a line of manifest/{split}-*.jsonl is of no re-encoded sample ({error!r}). "
+            f"Expected:\n{LAYOUT}"
+        ) from error
 
 
 def _of_the_original(root: str, split: str) -> list[Record]:
@@ -124,7 +131,9 @@ def _of_the_original(root: str, split: str) -> list[Record]:
     from jaxseg import data
     from jaxseg.workdir import as_config
 
-    source = read_json(os.path.join(root, "dataset.json"))["source"]
+    about = pathlib.Path(root, "dataset.json")
+    source = read_json(str(about)).get("source", {})
+    foreign.refuse_modules(about, source)
     try:
         original = data.get(as_config(source))
         records = original.records(split)

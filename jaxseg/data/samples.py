@@ -53,7 +53,7 @@ def read(description: Description, record: Record) -> Sample:
 
 
 def source(
-    description: Description, records: Sequence[Record], cache: str
+    description: Description, records: Sequence[Record], cache: str, lenient: bool = False
 ) -> Callable[[int], Sample]:
     """The function that reads the record of an index, from files or from what it kept of them.
 
@@ -62,13 +62,14 @@ def source(
       records: of the split.
       cache: 'none' or 'decoded'. Of several processes each keeps what it reads, which is all of
         the split in the end: an epoch deals the records out anew.
+      lenient: whether records that cannot be read are left out of the estimate of what all take.
 
     Raises:
       UserError: the decoded split will not fit into memory.
     """
     if cache == "none":
         return lambda index: read(description, records[index])
-    _check_memory(description, records)
+    _check_memory(description, records, lenient)
     kept: list[Sample | None] = [None] * len(records)
     locks = [threading.Lock() for _ in records]
 
@@ -83,15 +84,26 @@ def source(
     return decoded
 
 
-def decoded_bytes(description: Description, records: Sequence[Record]) -> int:
+def decoded_bytes(
+    description: Description, records: Sequence[Record], lenient: bool = False
+) -> int:
     """What the decoded images and labels take, from the headers of at most `_ASKED` images."""
+
+    def size(record):
+        try:
+            return int(np.prod(reading.read_size(record)))
+        except UserError:
+            if not lenient:
+                raise
+            return 0
+
     asked = records[:: -(-len(records) // _ASKED)]
-    pixels = sum(int(np.prod(reading.read_size(record))) for record in asked)
+    pixels = sum(map(size, asked))
     return pixels * (3 + labels.dtype(description).itemsize) * len(records) // len(asked)
 
 
-def _check_memory(description: Description, records: Sequence[Record]) -> None:
-    need, free = decoded_bytes(description, records), free_memory()
+def _check_memory(description: Description, records: Sequence[Record], lenient: bool) -> None:
+    need, free = decoded_bytes(description, records, lenient), free_memory()
     if free is not None and need > _SHARE * free:
         raise UserError(
             f"config.data_cache='decoded': the {len(records)} decoded samples of "

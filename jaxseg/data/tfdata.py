@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data import crop, labels, plan, reading, samples, threads
+from jaxseg.data import bad_samples, crop, labels, plan, png, reading, samples, threads
 from jaxseg.data.base import Description, Record
 from jaxseg.errors import UserError
 
@@ -57,7 +57,7 @@ def encoding(data: bytes | np.ndarray, what: str) -> int:
     if picture.format == "JPEG" and b"\xff\xd9" in data[-1024:]:
         return _JPEG
     eight_bit = picture.format == "PNG" and data[24] == 8
-    if eight_bit and "transparency" not in picture.info and b"IEND" in data[-1024:]:
+    if eight_bit and "transparency" not in picture.info and png.is_whole(data):
         return _PNG
     return _PIXELS
 
@@ -73,6 +73,7 @@ def train_batches(
     num_steps: int,
     process_index: int = 0,
     process_count: int = 1,
+    skip: bad_samples.Skip | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Training batches of the steps start_step .. start_step + num_steps - 1.
 
@@ -83,18 +84,24 @@ def train_batches(
     records = reading.labelled_records(description, split)
     tf = import_tensorflow()
     height, width = augment.crop
+    ignore = description.ignore_label
     failures: dict[int, Exception] = {}  # element -> what went wrong in Python
-
-    def row_of(element: int) -> plan.Row:
-        step, place = divmod(element, share)
-        first = step * batch_size + process_index * share
-        return plan.row(seed, len(records), first + place, augment)
+    chosen: dict[int, Record] = {}  # element -> its record
+    read = samples.source(description, records, "none")
+    substitute = bad_samples.substituting(skip, split, records, read, seed)
 
     def prepare(element):
         """Label and window of an element, and its image as TensorFlow shall take it."""
+
+        def use(row):
+            chosen[int(element)] = records[row.index]
+            return _prepare(read(row.index), row, augment, ignore)
+
         try:
-            row = row_of(int(element))
-            return _prepare(description, records[row.index], row, augment)
+            step, place = divmod(int(element), share)
+            position = step * batch_size + process_index * share + place
+            row = plan.row(seed, len(records), position, augment)
+            return substitute(use, row, position)
         except Exception as error:  # TensorFlow would wrap it; the reader of the batch raises it
             failures[int(element)] = error
             blank = plan.Cut((1, 1), 0, 0, 1, 1)
@@ -148,21 +155,23 @@ def train_batches(
     def batches():
         iterator = dataset.with_options(options).as_numpy_iterator()
         for step in range(start_step, start_step + num_steps):
-            rows = [row_of(element) for element in range(step * share, (step + 1) * share)]
-            ids = [records[row.index].id for row in rows]
+            elements = range(step * share, (step + 1) * share)
             try:
                 image, label = next(iterator)
             except tf.errors.OpError as error:
                 raise_failure(step)
                 # TensorFlow does not say which; Pillow does.
-                for row in rows:
-                    reading.read_pair(description, records[row.index])
+                begun = [chosen[element] for element in elements if element in chosen]
+                for record in begun:
+                    reading.read_pair(description, record)
+                ids = ", ".join(record.id for record in begun)
                 reason = error.message.splitlines()[0]
                 raise UserError(
-                    f"TensorFlow refuses one of the images {', '.join(ids)}: {reason}. Save it "
+                    f"TensorFlow refuses one of the images {ids}: {reason}. Save it "
                     "anew, or use the 'threads' back end: Pillow reads it"
                 ) from None
             raise_failure(step)
+            ids = [chosen.pop(element).id for element in elements]
             yield {"image": image, "label": label, "mask": np.ones(share, bool), "id": ids}
 
     return batches()
@@ -187,15 +196,13 @@ def _cut_size_box(numbers: np.ndarray) -> tuple[plan.Cut, tuple[int, ...], tuple
     return cut, tuple(values[7:9]), tuple(values[9:])
 
 
-def _prepare(description: Description, record: Record, row: plan.Row, augment: Any) -> tuple:
+def _prepare(sample: samples.Sample, row: plan.Row, augment: Any, ignore: int) -> tuple:
     """Everything about a sample but the image's pixels.
 
     Returns:
       label [*crop] of `labels.dtype`, kind, pixels of the box uint8 [h, w, 3] or data bytes,
       numbers (see `_numbers`).
     """
-    sample = samples.read(description, record)
-    ignore = description.ignore_label
     cut = plan.cut(row, sample.label, augment, ignore)
     target = np.empty(augment.crop, sample.label.dtype)
     crop.place(plan.crop_label(sample.label, cut), target, cut.flip, ignore)

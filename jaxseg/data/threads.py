@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data import crop, plan, reading, samples
+from jaxseg.data import bad_samples, crop, plan, reading, samples
 from jaxseg.data.base import Description
 
 AHEAD = 2  # batches in the making while the caller holds another
@@ -80,6 +80,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     cache: str = "none",
+    skip: bad_samples.Skip | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Training batches of the steps start_step .. start_step + num_steps - 1.
 
@@ -92,6 +93,7 @@ def train_batches(
       start_step, num_steps: starting at s continues a run from 0 exactly.
       process_index, process_count: which share.
       cache: 'none' or 'decoded', see `samples.source`.
+      skip: how many bad samples others take the place of; None: the first is an error.
 
     Yields:
       image uint8 [b, *crop, 3], label int32 [b, *crop], mask bool [b], all True, id list of str.
@@ -102,7 +104,8 @@ def train_batches(
     plan.check_augment(augment, seed)
     plan.train_positions(start_step, batch_size, process_index, process_count)
     records = reading.labelled_records(description, split)
-    read = samples.source(description, records, cache)
+    read = samples.source(description, records, cache, lenient=skip is not None)
+    substitute = bad_samples.substituting(skip, split, records, read, seed)
     ignore = description.ignore_label
     size = tuple(augment.crop)
 
@@ -115,6 +118,9 @@ def train_batches(
         label = plan.crop_label(sample.label, cut)
         crop.place(label, batch["label"][place], cut.flip, ignore)
         batch["id"][place] = records[row.index].id
+
+    def positions(step):
+        return plan.train_positions(step, batch_size, process_index, process_count)
 
     def jobs():
         for step in range(start_step, start_step + num_steps):
@@ -129,7 +135,10 @@ def train_batches(
             }
             yield (
                 batch,
-                [functools.partial(fill, batch, place, row) for place, row in enumerate(rows)],
+                [
+                    functools.partial(substitute, functools.partial(fill, batch, place), *pair)
+                    for place, pair in enumerate(zip(rows, positions(step), strict=True))
+                ],
             )
 
     return in_order(jobs())
