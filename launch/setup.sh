@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes .venv from a requirements file and activates it; to be sourced: source launch/setup.sh FILE
 # PYTHON names the interpreter to use (3.11 or newer); without it the newest one found is taken that
 # every pinned package has wheels for.
@@ -26,4 +27,5 @@ if [ ! -e "$stamp" ]; then
     .venv/bin/python -m pip install --quiet -r "$requirements"
     touch "$stamp"
 fi
+# shellcheck source=/dev/null
 source .venv/bin/activate
