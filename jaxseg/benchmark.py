@@ -6,7 +6,6 @@ uint8 images to labels. Compilation is timed apart, and never answered from a ca
 """
 
 import json
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +15,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg import benchmark_programs as programs
-from jaxseg import benchmark_table, command_line, data, named, sharding, timing, workdir
+from jaxseg import benchmark_table, command_line, data, manifest, named, sharding, timing
 from jaxseg.compiling import without_cache
 from jaxseg.console import say
-from jaxseg.data import rate
+from jaxseg.data import balance, rate
 from jaxseg.data.base import Description
 from jaxseg.errors import UserError
 from jaxseg.models import segmenter
@@ -67,12 +66,13 @@ def run(
     shapes = [command_line.size("--sizes", text) for text in sizes]
     shapes = shapes or [tuple(config.augment.crop)]
     description = data.get(config.data)
-    mesh = sharding.make_mesh(config.devices)
+    mesh = sharding.make_mesh(config.devices, config.shard.height)
     numbers = [_batch(text, mesh) for text in batches or [str(config.batch_size)]]
     protocol = _protocol(config, description)
+    config = balance.without_labels(config, description)
     other = benchmark_table.read(against, protocol) if against else None
 
-    result = {"protocol": protocol, "machine": workdir.environment(), "peaks": {}, "rows": []}
+    result = {"protocol": protocol, "machine": manifest.environment(), "peaks": {}, "rows": []}
     say(
         f"{config.model.name}, {description.num_classes} classes, {protocol['dtype']}; "
         f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
@@ -87,7 +87,7 @@ def run(
         key = {"what": kind, "size": size, "batch": number}
         if kind in PROGRAMS:
             peaks = timing.peaks(protocol["dtype"], peaks)
-            arguments = (_without_data(config), description, mesh, size, number)
+            arguments = (config, description, mesh, size, number)
             try:
                 program = PROGRAMS[kind](*arguments)
                 row = programs.measure(program, number, steps)
@@ -100,7 +100,7 @@ def run(
         elif kind == "input":
             row = _measure_input(config, description, number, steps or STEPS)
         else:
-            what_runs = (_without_data(config), description, mesh, number, steps or STEPS)
+            what_runs = (config, description, mesh, number, steps or STEPS)
             row = programs.end_to_end(*what_runs)
         result["rows"].append(key | row)
 
@@ -118,7 +118,7 @@ def run(
             say("\n" + benchmark_table.roofline(text, peaks, row))
     say("\n" + benchmark_table.table(result))
     if json_file:
-        _write(json_file, result)
+        benchmark_table.write(json_file, result)
     if other:
         say("\n" + benchmark_table.compare(result, other))
     return result
@@ -140,7 +140,7 @@ def _measure_input(
 
 
 def _batch(text: str, mesh: Mesh) -> int:
-    devices = mesh.devices.size
+    devices = mesh.shape["data"]
     if not re.fullmatch(r"[1-9]\d*", text) or int(text) % devices:
         raise UserError(
             f"--batches: {text!r}: expected a number of images that divides over the "
@@ -159,24 +159,3 @@ def _protocol(config: ConfigDict, description: Description) -> dict[str, Any]:
         "classes": description.num_classes,
         "dtype": str(segmenter.compute_dtype(config.dtype)),
     }
-
-
-def _without_data(config: ConfigDict) -> ConfigDict:
-    """The config with class weights of 1 in the place of those that a dataset's labels give."""
-    config = config.copy_and_resolve_references()
-    for loss in config.losses.values():
-        if isinstance(loss.get("class_weights"), str):
-            loss.class_weights = ()
-    return config
-
-
-def _write(file: str, result: dict[str, Any]) -> None:
-    path = pathlib.Path(file)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1))
-    except OSError as error:
-        raise UserError(
-            f"--json={file}: {error.strerror or error}; the figures are above"
-        ) from error
-    say(f"written to {file}")

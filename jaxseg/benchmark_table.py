@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxseg import hlo
+from jaxseg.console import say
 from jaxseg.errors import UserError
 
 HEAVIEST = 15  # operations that `roofline` lists
@@ -62,6 +63,23 @@ def read(file: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
             "set the config's values as they were there, or measure that again"
         )
     return result
+
+
+def write(file: str, result: Mapping[str, Any]) -> None:
+    """Writes a result as JSON, and says so.
+
+    Raises:
+      UserError: `file` cannot be written.
+    """
+    path = pathlib.Path(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1))
+    except OSError as error:
+        raise UserError(
+            f"--json={file}: {error.strerror or error}; the figures are above"
+        ) from error
+    say(f"written to {file}")
 
 
 def compare(result: Mapping[str, Any], other: Mapping[str, Any]) -> str:
