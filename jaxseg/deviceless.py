@@ -23,9 +23,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from jaxseg import cache, sharding
 from jaxseg.errors import UserError
@@ -36,16 +35,17 @@ COMMAND = "python -m jaxseg.deviceless"
 _CUDA, _TPU = "jax_plugins/xla_cuda13/*.so", "libtpu/libtpu.so"
 
 
-def mesh(target: str, chips: int = 1) -> Mesh:
-    """A one-axis mesh ('data') over the first `chips` of a target's chips; 0 takes all.
+def mesh(target: str, chips: int = 1, height: int = 1) -> Mesh:
+    """The mesh, see `sharding.arrange`, of the first `chips` of a target's chips; 0 takes all.
 
     Raises:
-      UserError: there is no such target, it has fewer chips, or its compiler is not here.
+      UserError: there is no such target, it has fewer chips, or its compiler is not here; the chips
+        do not divide into groups of `height`.
     """
     devices = _devices(target)
     if chips > len(devices):
         raise UserError(f"target {target!r} has {len(devices)} chips, and {chips} are asked for")
-    return Mesh(np.array(devices[: chips or None]), ("data",), axis_types=(AxisType.Auto,))
+    return sharding.arrange(devices[: chips or None], height)
 
 
 def compile_lowered(

@@ -18,28 +18,29 @@ def training(
     config: ConfigDict, description: Description, on: Mesh, size: tuple[int, int], batch: int
 ) -> jax.stages.Lowered:
     """The training step on batches [batch, *size, 3], split over the mesh; nothing is allocated."""
-    step, init = _step_and_init(_resolved(config, on), description, size)
+    step, init = _step_and_init(_resolved(config, on), description, on, size)
+    state = states.laid_out(jax.eval_shape(init), on, config.shard.state)
     arrays = {
         "image": jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch, *size), label_dtype(description)),
         "mask": jax.ShapeDtypeStruct((batch,), bool),
     }
-    return train.jitted(step, on).lower(jax.eval_shape(init), arrays)
+    return train.jitted(step, on, state).lower(state, arrays)
 
 
 def initial_state(
     config: ConfigDict, description: Description, on: Mesh, size: tuple[int, int]
 ) -> states.TrainState:
     """What the training step begins with, untrained, on the devices of the mesh."""
-    _, init = _step_and_init(config, description, size)
-    return states.create(init, on)[0]
+    _, init = _step_and_init(config, description, on, size)
+    return states.create(init, on, config.shard.state)[0]
 
 
-def _step_and_init(config: ConfigDict, description: Description, size: tuple[int, int]):
+def _step_and_init(config: ConfigDict, description: Description, on: Mesh, size: tuple[int, int]):
     model = models.get(config.model, num_classes=description.num_classes)
     params = states.abstract_variables(model, size)["params"]
     tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
-    step = train.make_train_step(model, tx, schedule, config, description)
+    step = train.make_train_step(model, tx, schedule, config, description, on)
     return step, states.make_init(model, tx, size, bool(config.ema), config.seed)
 
 
@@ -52,7 +53,7 @@ def prediction(
     labels = predict.make_predict(model, None, dtype=_resolved(config, on).dtype)
     step = jax.jit(
         lambda variables, images: labels(variables, images, size),
-        in_shardings=(sharding.replicated(on), sharding.over_batch(on)),
+        in_shardings=(sharding.replicated(on), sharding.over_images(on, size[0])["image"]),
         out_shardings=sharding.over_batch(on),
     )
     return step.lower(variables, jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxseg.sharding import replicated
+from jaxseg.sharding import over_devices, replicated
 
 
 @flax.struct.dataclass
@@ -65,17 +65,31 @@ def make_init(
     return init
 
 
-def create(init, mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """(state, abstract state with shardings): weights are born where they will live."""
-    layout = replicated(mesh)
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
-        jax.eval_shape(init),
-    )
+def create(init, mesh: Mesh, split: bool = False) -> tuple[TrainState, TrainState]:
+    """(state, abstract state with shardings): weights are born where they will live.
+
+    Args:
+      init: of `make_init`.
+      mesh: the devices.
+      split: each holds a part of the state, see `sharding.over_devices`; else all of it.
+    """
+    abstract = laid_out(jax.eval_shape(init), mesh, split)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # It runs once: a CPU's compiler takes several times as long to optimise it as it saves. The
     # bits are the same.
     fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
     return jax.jit(init, out_shardings=layout).lower().compile(compiler_options=fast)(), abstract
+
+
+def laid_out(abstract: TrainState, mesh: Mesh, split: bool) -> TrainState:
+    """Shapes with the shardings of `create`."""
+    whole = jax.tree.map(lambda _: replicated(mesh), abstract)
+    layout = over_devices(abstract, mesh) if split else whole
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        layout,
+    )
 
 
 def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:

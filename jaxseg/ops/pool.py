@@ -77,10 +77,15 @@ def _put_back(x, winner, size, window, strides, padding) -> jax.Array:
 
 def _spread(x: jax.Array, size, strides: int, first: tuple[int, int]) -> jax.Array:
     """[b, h, w, c] on a grid of an image of `size` that begins at pixel `first`; else zeros."""
-    config = [(0, 0, 0)]
+    inside, config = [], [(0, 0, 0)]
     for n, m, start in zip(size, x.shape[1:3], first, strict=True):
-        config.append((start, n - start - strides * (m - 1) - 1, strides - 1))
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)])
+        # What falls outside is cut off first: to pad by less than nothing would do it as well, but
+        # XLA's partitioner crashes on that where the image is split over devices.
+        before, after = max(-(start // strides), 0), min(m, (n - 1 - start) // strides + 1)
+        start += strides * before
+        inside.append(slice(before, after))
+        config.append((start, n - start - strides * (after - before - 1) - 1, strides - 1))
+    return jax.lax.pad(x[:, *inside], jnp.zeros((), x.dtype), [*config, (0, 0, 0)])
 
 
 def _forward(x, *geometry):
