@@ -2,6 +2,7 @@
 
     <workdir>/checkpoints/<step>/...       see `jaxseg.stored` for what is in one
     <workdir>/checkpoints/<step>.damaged   a step that failed its check, out of the way
+    <workdir>/checkpoints/<step>.abandoned   a step that training went back from, see `jaxseg.loop`
 
 A save is asynchronous, and atomic by a rename at its end. The newest `keep` steps stay, and
 besides them the one with the best score; it is a checkpoint like the others, so that nothing is
@@ -11,7 +12,8 @@ written twice and training can go on from any of them.
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +21,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from jaxseg import stored
+from jaxseg import manager, stored
+from jaxseg.distributed import gathered
 from jaxseg.errors import UserError
 from jaxseg.trees import named_leaves, nested
 
@@ -48,17 +51,7 @@ class Checkpointer:
         """Starts Orbax's manager, which reads what steps there are."""
         stored.quiet_orbax()
         self._remove_leftovers()
-        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        for item in stored.ITEMS:
-            registry.add(item, ocp.args.StandardSave, ocp.StandardCheckpointHandler())
-        registry.add("meta", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            handler_registry=registry,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_LatestAndBest(self._keep, self._scores)
-            ),
-        )
+        self._manager = manager.make(self.folder, self._keep, self._scores)
 
     def _remove_leftovers(self) -> None:
         """Removes what a killed or failed save left behind; call it when no save is under way."""
@@ -70,9 +63,13 @@ class Checkpointer:
         """The newest step on disk or on its way there, whole or not."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """All steps on disk or on their way there, whole or not, oldest first."""
+        return sorted(self._manager.all_steps())
+
     def best_step(self) -> int | None:
         """The step with the highest score, the earliest of equals; None when none was scored."""
-        return _best(self._scores)
+        return manager.best(self._scores)
 
     def save(
         self, step: int, state: Any, meta: Mapping[str, Any], score: float | None = None
@@ -107,16 +104,23 @@ class Checkpointer:
     def save_best(self, step: int, state: Any, meta: Mapping[str, Any], score: float) -> bool:
         """Saves the state if its score is higher than all before it; says whether it is.
 
-        Call it before a `save` of the same step, which then does nothing.
+        Call it before a `save` of the same step, which then does nothing. Where the step was saved
+        before its score was known, that checkpoint gets this `meta`, and the score if it is higher.
         """
         self._settle()
         best = self.best_step()
-        if not score > (float("-inf") if best is None else self._scores[best]):
-            return False
+        is_best = score > (float("-inf") if best is None else self._scores[best])
         if step in self._manager.all_steps():
-            raise ValueError(f"step {step} was saved before its score was known")
-        self.save(step, state, meta, score)
-        return True
+            if jax.process_index() == 0:
+                try:
+                    stored.replace_meta(self.folder / str(step), meta, score if is_best else None)
+                except OSError as error:
+                    logging.error("could not note the score of step %d: %s", step, error.strerror)
+            if is_best:
+                self._scores[step] = score
+        elif is_best:
+            self.save(step, state, meta, score)
+        return is_best
 
     def wait(self, final: bool = False) -> None:
         """Waits until the save under way is on disk.
@@ -132,6 +136,10 @@ class Checkpointer:
         """Waits and ends Orbax's threads. Raises `UserError` when the newest save failed."""
         self._settle()
         self._manager.close()
+        if self._failure:
+            for _ in range(5):  # what threads of a failed save write after its end
+                time.sleep(0.2)
+                self._remove_leftovers()
         self.wait(final=True)
 
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -148,9 +156,13 @@ class Checkpointer:
         self._settle()
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            damage = None
             try:
                 state, meta = stored.read_state(self.folder / str(step), abstract)
-            except stored.Damage as damage:
+            except stored.Damage as found:
+                damage = str(found)
+            damage = next(filter(None, gathered(damage)), None)  # all go on from the same step
+            if damage:
                 logging.warning(
                     "checkpoint of step %d is damaged (%s): falling back to the one before it",
                     step,
@@ -159,7 +171,7 @@ class Checkpointer:
                 damaged[step] = damage
                 continue
             for bad in damaged:
-                self._set_aside(bad)
+                self._set_aside(bad, "damaged")
             return state, meta
         if damaged:
             reasons = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
@@ -169,11 +181,18 @@ class Checkpointer:
             )
         return None
 
-    def _set_aside(self, step: int) -> None:
+    def abandon(self, after: int) -> None:
+        """Sets every newer step than `after` aside as `<step>.abandoned`."""
+        self._settle()
+        for step in self.steps():
+            if step > after:
+                self._set_aside(step, "abandoned")
+
+    def _set_aside(self, step: int, reason: str) -> None:
         """Out of Orbax's sight, which otherwise takes a damaged step for the latest."""
         folder = self.folder / str(step)
         if jax.process_index() == 0:
-            target = folder.with_name(f"{step}.damaged")
+            target = folder.with_name(f"{step}.{reason}")
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
         if jax.process_count() > 1:
@@ -207,26 +226,6 @@ class Checkpointer:
         self._open()
 
 
-class _LatestAndBest:
-    """Orbax preservation policy: the newest `keep` steps and the one with the best score.
-
-    Orbax removes the others after the new step is on disk, so a kill leaves one too many at worst.
-    """
-
-    def __init__(self, keep: int, scores: Mapping[int, float]):
-        self.keep = keep
-        self.scores = scores  # the Checkpointer's own, which grows with every save
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        stay = {*sorted(steps)[-self.keep :], _best(self.scores)}
-        return [step in stay for step in steps]
-
-
-def _best(scores: Mapping[int, float]) -> int | None:
-    return max(scores, key=lambda step: (scores[step], -step), default=None)
-
-
 def find_step(path: str | os.PathLike, step: int | str | None = None) -> pathlib.Path:
     """The step folder that a path stands for.
 
@@ -251,7 +250,7 @@ def find_step(path: str | os.PathLike, step: int | str | None = None) -> pathlib
     scores = {}
     for number in steps:
         scores |= stored.score(folder / str(number))
-    best = _best(scores)
+    best = manager.best(scores)
     if step is None:
         step = "latest" if best is None else "best"
     found = {"latest": steps[-1], "best": best}.get(step, step)

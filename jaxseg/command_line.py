@@ -6,24 +6,27 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
-from jaxseg import named
+from jaxseg import deterministic, named
 from jaxseg.errors import UserError
 
 RUN = ("config", "workdir", "step")  # what every command takes that looks at a run
 ZOO = ("zoo", "checkpoint")  # what those take in its place that run released models too
 HOSTS = ("distributed", "coordinator", "num_processes", "process_id")
 TAKES = {
-    "train": ("config", "workdir", "force", "profile", *HOSTS),
-    "eval": (*RUN, *ZOO, "split", "compare", *HOSTS),
+    "train": ("config", "workdir", "force", "profile", "rescale", "deterministic", *HOSTS),
+    "eval": (*RUN, *ZOO, "split", "compare", "deterministic", *HOSTS),
     "predict": (*RUN, *ZOO, "input", "output", "write"),
     "tune_crf": (*RUN, "split", "images", "grid"),
     "submit": (*RUN, *ZOO, "split", "output"),
     "export": (*RUN, *ZOO, "output", "probabilities", "size", "platforms", "formats"),
     "convert": (*RUN, *ZOO, "output"),
     "check": ("config", "split"),
+    "plan": ("config", "target", "largest", "json", "rescale"),
     "benchmark": (
         "config", "what", "input", "sizes", "batches", "steps", "roofline", "json", "against",
+        "deterministic",
     ),
+    "compare": ("results",),
     "zoo": ("pattern", "sort"),
 }  # fmt: skip
 
@@ -64,9 +67,14 @@ def define_flags(command: str) -> flags.FlagValues:
     define(flags.DEFINE_bool, "roofline", False, "also: what the heaviest operations could take")
     define(flags.DEFINE_string, "json", None, "file to write the results to")
     define(flags.DEFINE_string, "against", None, "such a file, to compare with")
+    define(flags.DEFINE_multi_string, "results", [], "file that eval has written")
     define(flags.DEFINE_string, "profile", None, "steps to trace, FIRST:LAST or how many")
+    define(flags.DEFINE_bool, "rescale", False, "adapt rate and steps to another batch size")
+    define(flags.DEFINE_list, "target", "", "h200, h200:8, v5e:4x4, ...: what to plan for")
+    define(flags.DEFINE_bool, "largest", True, "also: the largest batch that fits; --nolargest")
+    define(flags.DEFINE_bool, "deterministic", False, "the same bits again on the same machine")
     define(flags.DEFINE_bool, "force", False, "continue though the config changed")
-    define(flags.DEFINE_bool, "distributed", False, "join a multi-host run")
+    define(flags.DEFINE_bool, "distributed", None, "one of several processes, or --nodistributed")
     define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0")
     define(flags.DEFINE_integer, "num_processes", None, "number of processes")
     define(flags.DEFINE_integer, "process_id", None, "this process, from 0")
@@ -101,7 +109,7 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
     values = define_flags(command)
     try:
         positional = values(rest)[1:]
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # absl raises the latter for --noforce=1
         raise UserError(str(error)) from error
     for name in values:
         if values[name].present and name not in TAKES[command]:
@@ -110,12 +118,17 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
     if command == "zoo":
         values.pattern = " ".join(positional) or values.pattern
         return command, values, configs.override(ConfigDict(), overrides)
+    if values.deterministic:
+        deterministic.switch_on()  # what follows may import jax, and then it would be too late
+    if command == "compare":
+        values.results = [*values.results, *positional]
+        return command, values, configs.override(ConfigDict(), overrides)
     if command == "predict":
         values.input = [*values.input, *positional]
     elif positional:
         raise UserError(f"{command}: what is {positional[0]!r}? Flags start with --")
     weights = values.zoo or (command == "convert" and values.checkpoint)
-    if command not in ("check", "benchmark") and not values.workdir and not weights:
+    if command not in ("check", "plan", "benchmark") and not values.workdir and not weights:
         other = ", or --zoo=NAME" if "zoo" in TAKES[command] else ""
         raise UserError(f"{command}: give --workdir=FOLDER, where the run is kept{other}")
     if command == "predict" and not (values.input and values.output):
@@ -123,6 +136,8 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
     if command in ("submit", "export", "convert") and not values.output:
         file = " or FILE.safetensors" if command == "convert" else ""
         raise UserError(f"{command}: give --output=FOLDER{file}, which will be made")
+    if command == "plan" and not values.target:
+        raise UserError("plan: give --target=h200, h200:8, v5e:4x4, or several with commas between")
     if values.zoo:
         results = command == "eval"  # its --workdir is where results go
         if values.config or values.step is not None or (values.workdir and not results):
@@ -132,7 +147,7 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
             )
         from jaxseg import recipes, zoo
 
-        config = recipes.with_predict(zoo.config(values.zoo))
+        config = recipes.completed(zoo.config(values.zoo))
         if command == "eval":
             config.dtype = "float32"  # that of the published figures
         config = configs.override(config, overrides)
@@ -161,7 +176,7 @@ def parse(argv: list[str]) -> tuple[str, flags.FlagValues, ConfigDict]:
         from jaxseg import recipes
         from jaxseg.workdir import read_config
 
-        config = recipes.with_predict(read_config(values.workdir))
+        config = recipes.completed(read_config(values.workdir))
     else:
         raise UserError(f"{command}: give --config=FILE, for example configs/deeplabv3p.py:camvid")
     config = configs.override(config, overrides)

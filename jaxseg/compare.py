@@ -7,7 +7,6 @@ config as it is, is always among them, and the others are compared with it image
 
 import copy
 import dataclasses
-import json
 import pathlib
 import re
 import time
@@ -19,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
-from jaxseg import evaluate, figures, measure, models, plots, trees, visualize
+from jaxseg import evaluate, figures, measure, models, pictures, plots, results, trees, visualize
 from jaxseg import state as states
 from jaxseg.console import say
 from jaxseg.data.base import Description
@@ -119,7 +118,7 @@ def compare(
             sample.counts[name]["changes"] = changes(*pair, sample.truth, task.description)
 
     totals = {name: measure.Total() for name in found}
-    pictures = {name: measure.Shortlist(PICTURES) for name in others}
+    kept = {name: measure.Shortlist(PICTURES) for name in others}
     for sample in task.samples(steps, also):
         for name, total in totals.items():
             total.add(sample.id, sample.counts[name])
@@ -127,44 +126,39 @@ def compare(
             share = _share(sample.counts[name]["changes"])
             if share > 0:
                 pair = sample.labels[BASE], sample.labels[name]
-                pictures[name].offer(share, sample.id, (sample.image, sample.truth, *pair))
+                kept[name].offer(share, sample.id, (sample.image, sample.truth, *pair))
 
     totals = {name: total.of_all_hosts() for name, total in totals.items()}
-    results = {}
+    variants, protocol = {}, results.protocol(task)
     for name, total in totals.items():
-        results[name] = {
+        variants[name] = {
             "settings": list(found[name].settings),
+            "protocol": {**protocol, **results.chain(found[name].config)},
             "images_per_s": round(task.number / seconds[name], 3),
             **figures.compute(total, task.description, task.split),
         }
         if name != BASE:
-            summaries = results[BASE], results[name]
-            results[name]["against_base"] = against(totals[BASE], total, summaries)
-    result = {
-        "dataset": task.description.name,
-        "split": task.split,
-        "images": task.number,
-        **task.weights,
-        "variants": results,
-    }
+            summaries = variants[BASE], variants[name]
+            variants[name]["against_base"] = against(totals[BASE], total, summaries)
+    result = {**results.header(task), "variants": variants}
     say(f"\n{figures.comparison(result)}")
     if workdir is not None:
-        _save(task, pathlib.Path(workdir), result, pictures)
+        _save(task, pathlib.Path(workdir), result, kept)
     return result
 
 
-def _save(task: evaluate.Task, folder: pathlib.Path, result: Mapping, pictures: Mapping) -> None:
+def _save(task: evaluate.Task, folder: pathlib.Path, result: Mapping, kept: Mapping) -> None:
     """Leaves what `run` says."""
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"compare-{task.split}.json").write_text(json.dumps(result, indent=1))
+        results.write(folder / f"compare-{task.split}.json", result)
         (folder / f"compare-{task.split}.md").write_text(figures.comparison(result))
-    for name in pictures:
+    for name in kept:
         place = folder / "compare" / f"{task.split}-{name}"
-        evaluate.fresh_folder(place)
+        pictures.fresh_folder(place)
         than_base = result["variants"][name]["against_base"]
         chosen = {row["id"] for row in than_base["most_changed"]}
-        for id, *arrays in pictures[name]:
+        for id, *arrays in kept[name]:
             if id in chosen:
                 path = place / f"{id}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,18 @@
 
 import jax
 
+from jaxseg import full_disk
+from jaxseg.errors import printable
+
 
 def say(text: str = "") -> None:
     """Prints a line at once, on process 0 of a multi-process run only."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        try:
+            print(printable(text), flush=True)
+        except OSError as error:  # of a file that the output goes to
+            if not full_disk.is_full(error):
+                raise
 
 
 def duration(seconds: float) -> str:

@@ -7,11 +7,9 @@ matrix and nothing else; `evaluate_checkpoint` has every figure, by `jaxseg.meas
 """
 
 import dataclasses
-import json
 import pathlib
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +17,20 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, data, figures, measure, metrics, models, plots, predict, visualize
+from jaxseg import (
+    checkpoint,
+    data,
+    figures,
+    measure,
+    metrics,
+    models,
+    pictures,
+    plots,
+    predict,
+    preemption,
+    results,
+    visualize,
+)
 from jaxseg import state as states
 from jaxseg.console import duration, say
 from jaxseg.data.base import Description, Record
@@ -94,16 +105,20 @@ def run(
 
 
 def batches(config: ConfigDict, description: Description, split: str, mesh: Mesh) -> Iterator:
-    """The split's batches, the batch size rounded up to a multiple of the devices."""
-    devices = mesh.devices.size
+    """The split's batches, the batch size rounded up to a multiple of the devices.
+
+    Raises what `data.eval_batches` raises, and `Preempted` between two of them.
+    """
+    devices = mesh.shape["data"]
     batch_size = -(-config.eval.batch_size // devices) * devices
-    return data.eval_batches(
+    rows = data.eval_batches(
         description,
         split,
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    return preemption.checked(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +130,7 @@ class Task:
       description, split: the data, of which `records` are evaluated.
       mesh: the devices.
       variables: of the model.
-      weights: which they are, for results: {'step': 4000}, or {'model': a released model's name}.
+      weights: which they are, for results: 'step' and the 'config' of its training, or 'model'.
     """
 
     config: ConfigDict
@@ -159,27 +174,29 @@ class Task:
         began = told = time.monotonic()
         variables = jax.device_put(self.variables, replicated(self.mesh))
         found = measure.samples(steps, variables, rows, self.mesh, both)
+        hosts = jax.process_count()  # which are about as far as this one
         for done, sample in enumerate(found, 1):
             yield sample
             if done == 1:
                 began = time.monotonic()  # what came before was mostly compilation
             elif time.monotonic() - told > 10:
                 told = time.monotonic()
-                left = duration((told - began) * (self.number - done) / (done - 1))
-                say(f"{done}/{self.number} images, {left} left")
+                left = duration((told - began) * max(self.number / hosts - done, 0) / (done - 1))
+                say(f"{min(done * hosts, self.number)}/{self.number} images, {left} left")
 
 
 def prepare(config: ConfigDict, workdir: str, split: str | None, step: int | None) -> Task:
     """Loads what `evaluate_checkpoint` describes."""
     split = split or config.eval.split
     description = data.get(config.data)
-    mesh = make_mesh(config.devices)
+    mesh = make_mesh(config.devices, config.shard.height)
     model = models.get(config.model, num_classes=description.num_classes)
     abstract = states.abstract_variables(model)
     variables, meta = checkpoint.load_model(workdir, abstract, step=step)
     records = description.records(split)
     say(f"\nevaluating step {meta['step']} on {len(records)} images of {description.name}/{split}")
-    return Task(config, description, split, records, mesh, variables, {"step": meta["step"]})
+    weights = {"step": meta["step"], "config": meta.get("config")}
+    return Task(config, description, split, records, mesh, variables, weights)
 
 
 def evaluate_checkpoint(
@@ -187,9 +204,9 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates a run's checkpoint on a split; prints the figures and leaves them and pictures.
 
-    Writes into the workdir `results-SPLIT.json` (protocol, figures, confusion matrix),
-    `reliability-SPLIT.png`, and `predictions/`: overlays of the first images and comparisons with
-    the truth, and in `SPLIT-worst/` and `SPLIT-best/` those of the lowest and highest mIoU.
+    Writes into the workdir `results-SPLIT.json` (see `jaxseg.results`), `reliability-SPLIT.png` and
+    `predictions/`: overlays of the first images and comparisons with the truth, and in
+    `SPLIT-worst/` and `SPLIT-best/` those of the lowest and highest mIoU.
 
     Args:
       config: the run's config; `eval`, `predict` and `data` may differ from those of training.
@@ -198,7 +215,7 @@ def evaluate_checkpoint(
       step: the checkpoint to take; the best when None.
 
     Returns:
-      The figures, see `figures.compute`.
+      What is in the JSON file.
 
     Raises:
       UserError: no such checkpoint, or it does not fit the config's model; no such split.
@@ -213,7 +230,7 @@ def evaluate(task: Task, workdir: str | None) -> dict[str, Any]:
     one = "base"  # the only variant of the chain
     steps = {one: measure.make_step(model, config, task.description, task.mesh)}
     total = measure.Total()
-    pictures = {
+    kept = {
         "first": measure.Shortlist(OVERLAYS),
         "worst": measure.Shortlist(OVERLAYS),
         "best": measure.Shortlist(OVERLAYS),
@@ -223,70 +240,34 @@ def evaluate(task: Task, workdir: str | None) -> dict[str, Any]:
         total.add(sample.id, sample.counts[one])
         miou = images.image_miou(total.images[sample.id]["classes"][None])[0]
         arrays = (sample.image, sample.truth, sample.labels[one])
-        pictures["first"].offer(-place, sample.id, arrays)
+        kept["first"].offer(-place, sample.id, arrays)
         if not np.isnan(miou):
-            pictures["worst"].offer(-miou, sample.id, arrays)
-            pictures["best"].offer(miou, sample.id, arrays)
+            kept["worst"].offer(-miou, sample.id, arrays)
+            kept["best"].offer(miou, sample.id, arrays)
     seconds = time.monotonic() - began
 
     result = {
-        "dataset": task.description.name,
-        "split": task.split,
-        "images": task.number,
-        **task.weights,
-        "protocol": {"eval": config.eval.to_dict(), "predict": config.predict.to_dict()},
+        **results.header(task),
+        "protocol": results.protocol(task),
         "images_per_s": round(task.number / seconds, 3),
         **figures.compute(total.of_all_hosts(), task.description, task.split),
     }
     say(figures.report(result))
     if workdir is not None:
-        _save(task, pathlib.Path(workdir), result, pictures)
+        _save(task, pathlib.Path(workdir), result, kept)
     return result
 
 
-def _save(task: Task, folder: pathlib.Path, result: Mapping[str, Any], pictures: Mapping) -> None:
+def _save(task: Task, folder: pathlib.Path, result: Mapping[str, Any], kept: Mapping) -> None:
     """Leaves what `evaluate_checkpoint` says."""
     predictions = folder / "predictions"
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"results-{task.split}.json").write_text(json.dumps(result, indent=1))
+        results.write(folder / f"results-{task.split}.json", result)
         title = f"{task.name}, {task.of}"
         diagram = plots.reliability_diagram(result["calibration"], title)
         visualize.save_png(folder / f"reliability-{task.split}.png", diagram)
-        save_overlays(predictions, pictures["first"], task.description)
+        pictures.save_overlays(predictions, kept["first"], task.description)
     for kind in ("worst", "best"):
-        save_extremes(predictions / f"{task.split}-{kind}", pictures[kind], result, kind, task)
-
-
-def save_extremes(
-    folder: pathlib.Path, kept: Iterable, result: Mapping[str, Any], kind: str, task: Task
-) -> None:
-    """The pictures of those images that are the 'worst' or 'best' ones of all hosts', no others."""
-    fresh_folder(folder)
-    chosen = {row["id"] for row in result["per_image"][kind]}
-    save_compared(folder, (item for item in kept if item[0] in chosen), task.description)
-
-
-def fresh_folder(folder: pathlib.Path) -> None:
-    """Removes pictures of an earlier evaluation, of which others would be worst; on one process."""
-    if jax.process_index() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-    measure.gathered(None)  # no process writes before
-
-
-def save_overlays(folder: pathlib.Path, kept: Iterable, description: Description) -> None:
-    """Writes for each (id, image, truth, labels) `ID_overlay.png` and `ID_compared.png`."""
-    for name, image, truth, labels in kept:
-        save_compared(folder, [(name, image, truth, labels)], description)
-        image = visualize.nearest(image, truth.shape)
-        picture = visualize.overlay(image, labels, description.palette, description.classes)
-        visualize.save_png(folder / f"{name}_overlay.png", picture)
-
-
-def save_compared(folder: pathlib.Path, kept: Iterable, description: Description) -> None:
-    """Writes for each (id, image, truth, labels) `ID_compared.png`: the three side by side."""
-    for name, image, truth, labels in kept:
-        path = folder / f"{name}_compared.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = visualize.side_by_side(image, truth, labels, description.palette)
-        visualize.save_png(path, picture)
+        place = predictions / f"{task.split}-{kind}"
+        pictures.save_extremes(place, kept[kind], result, kind, task.description)

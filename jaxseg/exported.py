@@ -18,11 +18,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import export as jax_export
+from jax.extend.mlir.dialects import stablehlo
+from jax.interpreters import mlir
 
 from jaxseg.errors import UserError
 
 FORMAT = 1
 PROGRAM, DESCRIPTION = "model.stablehlo", "model.json"
+# What a program may call: checks of shapes, random bits, operations that StableHLO has no name for.
+CALLS = {
+    *("shape_assertion", "cu_threefry2x32_ffi", "hip_threefry2x32_ffi", "ApproxTopK"),
+    *(f"stablehlo.dynamic_{name}" for name in ("approx_top_k", "reduce_window", "top_k")),
+    "stablehlo.dynamic_rng_bit_generator",
+    # where arrays lie
+    *("Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement"),
+}
 
 
 class Axis(NamedTuple):
@@ -192,7 +202,7 @@ def load(path: str | os.PathLike) -> Exported:
     try:
         description = json.loads(text)
         version = description["format"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{folder / DESCRIPTION}: is damaged; export the model again") from error
     if version != FORMAT:
         raise UserError(
@@ -204,15 +214,49 @@ def load(path: str | os.PathLike) -> Exported:
             f"{folder / PROGRAM}: differs from its checksum in {DESCRIPTION}; copy it again, or "
             "export the model again"
         )
-    _check_jax(folder, description)
-    return Exported(
-        classes=tuple(description["classes"]),
-        palette=tuple(tuple(color) for color in description["palette"]),
-        form=Form(**{name: Axis(**axis) for name, axis in description["images"].items()}),
-        description=description,
-        program=jax_export.deserialize(bytearray(program)),
-        folder=folder,
-    )
+    try:
+        _check_jax(folder, description)
+        program = jax_export.deserialize(bytearray(program))
+        _refuse_calls(folder, program)
+        return Exported(
+            classes=tuple(description["classes"]),
+            palette=tuple(tuple(color) for color in description["palette"]),
+            form=Form(**{name: Axis(**axis) for name, axis in description["images"].items()}),
+            description=description,
+            program=program,
+            folder=folder,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever nonsense leads to, where the checksum is right
+        raise UserError(
+            f"{folder}: is no exported model ({type(error).__name__}: {error!s:.200}); export the "
+            "model again"
+        ) from error
+
+
+def _refuse_calls(folder: pathlib.Path, program: jax_export.Exported) -> None:
+    """Raises `UserError` where a program calls what is not of XLA's own.
+
+    A program computes, and touches nothing else, but for its custom calls: these name functions in
+    the process, or hold machine code for an accelerator. `jax.export` looks at them when it writes,
+    and not when it reads.
+    """
+    found = set()
+
+    def visit(operation):
+        if operation.name.rpartition(".")[2] == "custom_call":
+            found.add(mlir.ir.StringAttr(operation.attributes["call_target_name"]).value)
+        return mlir.ir.WalkResult.ADVANCE
+
+    with mlir.make_ir_context() as context:
+        module = stablehlo.deserialize_portable_artifact(context, program.mlir_module_serialized)
+        module.operation.walk(visit)
+    if strange := sorted(found - CALLS):
+        raise UserError(
+            f"{folder / PROGRAM}: calls {', '.join(strange)}, which jaxseg never writes; it was "
+            "not run. Take the model from its publisher"
+        )
 
 
 def _check_jax(folder: pathlib.Path, description: Mapping[str, Any]) -> None:

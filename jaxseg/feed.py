@@ -1,6 +1,7 @@
 """Training batches on their way to the devices: the next are transferred while a step runs."""
 
 import collections
+import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg import data
+from jaxseg.data import bad_samples
 from jaxseg.data.base import Description
 from jaxseg.data.labels import dtype as label_dtype
 from jaxseg.sharding import shard_batch
@@ -21,9 +23,17 @@ AHEAD = 2
 
 
 def train_batches(
-    config: ConfigDict, description: Description, mesh: Mesh, start: int
+    config: ConfigDict,
+    description: Description,
+    mesh: Mesh,
+    start: int,
+    folder: pathlib.Path | None = None,
+    skipped: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """The batches of the steps after `start`, on the devices, with the samples' 'id'.
+
+    Of the data, so many batches are `skipped` before those of step `start` + 1.
+    Bad samples that `config.on_bad_sample` skips are listed in `folder`, see `data.bad_samples`.
 
     Close it when the loop ends early. Raises what `data.train_batches` and `data.on_device` raise.
     """
@@ -31,15 +41,19 @@ def train_batches(
     settings = dict(
         seed=config.seed,
         batch_size=config.batch_size,
-        start_step=start,
+        start_step=start + skipped,
         num_steps=config.steps - start,
     )
     if config.data_cache == "device":
         from jaxseg.data import on_device
 
         return on_device.train_batches(*where, mesh=mesh, **settings)
+    skip = None
+    if config.on_bad_sample == "skip":
+        skip = bad_samples.Skip(config.bad_sample_cap, folder, jax.process_index())
     batches = data.train_batches(
         *where,
+        skip=skip,
         backend=config.data_backend,
         cache=config.data_cache,
         process_index=jax.process_index(),

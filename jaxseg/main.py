@@ -14,6 +14,9 @@
     python -m jaxseg.main benchmark --config configs/deeplabv3p.py [--sizes=512x1024 --batches=2,8]
                                   [--what=train,inference,input,end_to_end] [--roofline]
                                   [--json=here.json] [--against=there.json]
+    python -m jaxseg.main plan    --config configs/deeplabv3p.py --target h200,v5e:4x4
+                                  [--nolargest] [--json=plan.json]
+    python -m jaxseg.main compare runs/a/results-val.json runs/b/results-val.json ...
     python -m jaxseg.main zoo     ['*_r50-*cityscapes*'] [--sort=name|dataset|params|miou|runs]
 
 train    trains, evaluates, writes checkpoints and pictures; the same command again continues a run
@@ -29,41 +32,75 @@ export   writes a run's model and test-time chain as one program, which predict 
          for other runtimes
 convert  writes weights as a run's folder, or as FILE.safetensors by the names of PyTorch
 check    reads every sample of a dataset and reports what is wrong with it
+plan     compiles the training step for GPUs and TPUs that are not here: what fits, how fast it is
 benchmark times training steps and inference on random data at the sizes and batches given, the
          input pipeline (--input: it alone) and both together, against the machine's measured peaks
+compare  puts results of eval side by side, seeds of one recipe as mean and deviation; refuses such
+         as were evaluated by unlike protocols
 zoo      lists the released models whose names fit, with published mIoU, and which of them run
 
-Any value of the config can be set, as in --config.optimizer.lr=0.02. eval, predict, submit and
-export take the run's own config from --workdir, so that --config is not needed there; or a released
-model of MMSegmentation by --zoo, with --checkpoint=FILE where its weights are not to be downloaded.
+Any value of the config can be set, as in --config.optimizer.lr=0.02. With --rescale, train and plan
+make of a recipe an equivalent one for another --config.batch_size, or for --config.devices of which
+each takes as many images: learning rate, steps and what else counts steps; values given stay.
+
+With --deterministic, train, eval and benchmark give the same bits again on the same machine; GPUs
+pay for it with speed.
+
+Processes of one run, started by srun, mpirun or on each host of a Cloud TPU, find each other in
+train and eval. Elsewhere give each --coordinator=HOST:PORT --num_processes=N --process_id=I;
+--nodistributed keeps one to itself, and --distributed refuses to go on alone.
+
+eval, predict, submit and export take the run's own config from --workdir, so that --config is not
+needed there; or a released model of MMSegmentation by --zoo, with --checkpoint=FILE where its
+weights are not to be downloaded.
 """
 
 import functools
 import os
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxseg import cache, command_line
-from jaxseg.errors import UserError
+from jaxseg import cache, command_line, distributed, full_disk
+from jaxseg.errors import Preempted, UserError, printable
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command. Exit status: 0, 1 (`check` found faults), 2 (a user's mistake), 130."""
+    """Runs one command.
+
+    Returns:
+      The exit status: 0; 1, `check` or `compare` found faults; 2, a user's mistake or a full disk;
+      42, SIGTERM came, what there is is saved, and the same command goes on; 130, interrupted.
+    """
     if {"--help", "-help", "-h"} & set(argv):
         print(__doc__ + command_line.help_text())
         return 0
     try:
         command, values, config = command_line.parse(argv)
-        return dispatch(command, values, config, argv)
+        status = dispatch(command, values, config, argv)
+        distributed.leave()
+        return status
+    except Preempted:
+        distributed.leave()
+        print("stopped by SIGTERM; the same command goes on", file=sys.stderr, flush=True)
+        return 42
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        status, report = 2, f"error: {error}"
     except KeyboardInterrupt:
         again = "the same command continues training from the newest checkpoint"
-        print(f"interrupted; {again}", file=sys.stderr)
-        return 130
+        status, report = 130, f"interrupted; {again}"
+    except Exception as error:
+        if isinstance(error, OSError) and full_disk.is_full(error):
+            status, report = 2, f"error: {error.filename or 'a file'}: {error.strerror}; make room"
+        elif not distributed.joined():
+            raise
+        else:
+            status, report = 1, traceback.format_exc()
+    distributed.end_all(status, report)  # does not return where there are other processes
+    print(report, file=sys.stderr, flush=True)
+    return status
 
 
 def dispatch(command: str, values: flags.FlagValues, config: ConfigDict, argv: list[str]) -> int:
@@ -80,18 +117,30 @@ def dispatch(command: str, values: flags.FlagValues, config: ConfigDict, argv: l
         description = data.get(config.data)
         splits = (values.split,) if values.split else description.splits
         report = check.check(description, splits)
-        print(check.format_report(report))
+        print(printable(check.format_report(report)))
         return 1 if report.problems else 0
+    if command == "compare":
+        from jaxseg import compare_results
+
+        return compare_results.run(values.results)
 
     prepare_jax()
-    if values.distributed or values.coordinator:
-        from jaxseg.sharding import init_distributed
+    if command in ("train", "eval"):
+        where = (values.coordinator, values.num_processes, values.process_id)
+        distributed.init_distributed(*where, wanted=values.distributed)
+    rescaled = []
+    if values.rescale:
+        from jaxseg import rescale
 
-        init_distributed(values.coordinator, values.num_processes, values.process_id)
+        config, rescaled = rescale.from_command(values.config, config, argv)
     if command == "train":
         from jaxseg import train
 
-        train.run(config, values.workdir, argv, values.force, values.profile)
+        train.run(config, values.workdir, argv, values.force, values.profile, rescaled)
+    elif command == "plan":
+        from jaxseg import planning
+
+        planning.run(config, values.target, values.largest, values.json)
     elif command == "benchmark":
         from jaxseg import benchmark
 

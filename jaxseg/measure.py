@@ -9,20 +9,19 @@ processes can be seen in them.
 import dataclasses
 import functools
 import operator
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg import links, predict
 from jaxseg.data.base import Description
 from jaxseg.data.threads import num_threads
+from jaxseg.distributed import gathered
 from jaxseg.metrics import boundaries, calibration, cityscapes, images, sizes
 from jaxseg.ordered import in_order
 from jaxseg.sharding import local_rows, over_batch, shard_batch
@@ -231,23 +230,6 @@ def summary_counts(counts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if "changes" in counts:
         kept["changes"] = counts["changes"]
     return {name: np.array(x, np.int64) for name, x in kept.items()}
-
-
-def gathered(value: Any) -> list[Any]:
-    """`value` of each process, in the order of processes, to all of them.
-
-    Travels as bytes: as arrays, int64 counts would become int32 on the way.
-    """
-    if jax.process_count() == 1:
-        return [value]
-    data = np.frombuffer(pickle.dumps(value), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array([data.size], np.int32)).ravel()
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: data.size] = data
-    parts = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
-    return [
-        pickle.loads(part[:n].tobytes()) for part, n in zip(parts, lengths.tolist(), strict=True)
-    ]
 
 
 class Shortlist:

@@ -38,6 +38,9 @@ PREDICT = dict(
     ),
 )  # fmt: skip
 
+SHARD = dict(state=False, height=1)
+NONFINITE = dict(stop_after=10, rollbacks=0)
+
 
 def is_small(dataset: str) -> bool:
     """Whether the recipe is for a CPU, and wants a small model."""
@@ -62,8 +65,17 @@ def get(dataset: str, losses: Mapping[str, float]) -> ConfigDict:
             dtype="auto",
             remat="none",  # what the backward pass computes again to save memory: jaxseg.remat
             devices=0,  # 0: all there are
+            # For what one device cannot hold, see jaxseg.sharding: state splits parameters and the
+            # optimizer's moments over the devices, height the rows of every image over so many
+            shard=SHARD,
             data_backend="auto",  # "tfdata", or "threads" (no TensorFlow); auto takes what is there
             data_cache="none",  # "decoded" keeps what was read in memory, "device" on the devices
+            # So many steps in a row without a finite loss end the run; first it goes back so many
+            # times to the newest good checkpoint, and on with other batches: jaxseg.loop
+            nonfinite=NONFINITE,
+            # "skip" puts others in the place of samples that cannot be read, while these are no
+            # more than the share `bad_sample_cap` of the split (one is always allowed)
+            on_bad_sample="error", bad_sample_cap=0.001,
             train_split="train",
             augment=dict(
                 crop=(512, 1024), scale=(0.5, 2.0), base_size=(), cat_max_ratio=0.75, flip=True,
@@ -161,8 +173,10 @@ def _from_scratch(config: ConfigDict) -> None:
 RECIPES = {f.__name__: f for f in (cityscapes, ade20k, voc2012, camvid, synthetic, folder)}
 
 
-def with_predict(config: ConfigDict) -> ConfigDict:
-    """`config` with every link of `PREDICT`, so that each can be set: a run's may lack new ones."""
-    complete = ConfigDict(dict(predict=PREDICT))
-    complete.predict.update(config.get("predict", {}))
-    return ConfigDict({**config, "predict": complete.predict})
+def completed(config: ConfigDict) -> ConfigDict:
+    """`config` with all of `PREDICT` and `SHARD`, so that each can be set: an older run's may lack
+    some, and a released model's has none."""
+    complete = ConfigDict(dict(predict=PREDICT, shard=SHARD))
+    for section in complete:
+        complete[section].update(config.get(section, {}))
+    return ConfigDict({**config, **complete})

@@ -31,7 +31,7 @@ def prepare(
     """Finds the data and then loads the weights, which may have to be downloaded.
 
     Args:
-      config: of `zoo.config` with the links of `recipes.with_predict`; `eval`, `predict` and `data`
+      config: of `zoo.config`, made whole by `recipes.completed`; `eval`, `predict` and `data`
         may be others.
       name: of `jaxseg.zoo`.
       checkpoint: the weights' file; None takes the published one.
@@ -47,7 +47,7 @@ def prepare(
     known = zoo.entry(name)
     say(f"\nevaluating {known['name']} on {len(records)} images of {description.name}/{split}")
     weights = {"model": known["name"], "published": known.get("metrics", {})}
-    mesh, variables = make_mesh(config.devices), segmentation.variables
+    mesh, variables = make_mesh(config.devices, config.shard.height), segmentation.variables
     return evaluate.Task(config, description, split, records, mesh, variables, weights)
 
 

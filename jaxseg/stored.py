@@ -8,10 +8,13 @@
 Orbax loads an array with a flipped bit without a word, hence the checksums.
 """
 
+import functools
 import json
 import logging as python_logging
 import os
 import pathlib
+import sys
+import traceback
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from jaxseg.errors import UserError
 from jaxseg.trees import listed, mismatches, named_leaves, nested, place
-from jaxseg.writer import jsonable
+from jaxseg.writer import jsonable, write_atomically
 
 ITEMS = ("model", "train")
 _FORMAT = 1
@@ -76,6 +79,18 @@ def envelope(
     return values | {"crc32": _crc32_of_json(values)}
 
 
+def replace_meta(folder: pathlib.Path, meta: Mapping[str, Any], score: float | None) -> None:
+    """Gives a step on disk another `meta` and score; a kill at any moment leaves one or the other.
+
+    Raises:
+      Damage: what is there is not as it was written.
+    """
+    values = read_envelope(folder)
+    values |= {"score": None if score is None else jsonable(float(score)), "meta": jsonable(meta)}
+    values["crc32"] = _crc32_of_json(values)
+    write_atomically(folder / "meta" / "metadata", json.dumps(values))
+
+
 def _crc32_of_json(values: Mapping[str, Any]) -> int:
     values = {k: v for k, v in values.items() if k != "crc32"}
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
@@ -87,16 +102,37 @@ def read_envelope(folder: pathlib.Path) -> dict[str, Any]:
         values = json.loads((folder / "meta" / "metadata").read_bytes())
     except FileNotFoundError as error:
         raise Damage("meta is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Damage(f"meta cannot be read: {reason(error)}") from error
     if not isinstance(values, dict) or values.get("crc32") != _crc32_of_json(values):
         raise Damage("meta differs from its checksum")
-    if values["format"] != _FORMAT:
+    if values.get("format") != _FORMAT:
         raise UserError(
-            f"{folder}: checkpoint format {values['format']}, this jaxseg reads {_FORMAT}; "
-            "use the version that wrote it, which manifest.json of the run names"
+            f"{folder}: checkpoint format {values.get('format')!r:.40}, this jaxseg reads "
+            f"{_FORMAT}; use the version that wrote it, which manifest.json of the run names"
         )
+    if not _is_whole(values):
+        raise Damage("meta is not what jaxseg writes")
     return values
+
+
+def _is_whole(values: Mapping[str, Any]) -> bool:
+    """Whether it has the form of `envelope`: who alters a file can alter its checksum as well."""
+    match values:
+        case {"score": None | float() | int(), "meta": dict(), "leaves": dict(leaves)}:
+            return all(map(_is_leaf, leaves.values()))
+    return False
+
+
+def _is_leaf(leaf: Any) -> bool:
+    match leaf:
+        case {"shape": list(shape), "dtype": str(dtype), "crc32": int()}:
+            try:
+                named = jax.ShapeDtypeStruct(shape, dtype).dtype.kind != "O"
+            except (TypeError, ValueError, OverflowError):
+                return False
+            return named and all(type(n) is int and n >= 0 for n in shape)
+    return False
 
 
 def score(folder: pathlib.Path) -> dict[int, float]:
@@ -106,6 +142,18 @@ def score(folder: pathlib.Path) -> dict[int, float]:
     except Damage:
         return {}
     return {} if values["score"] is None else {int(folder.name): values["score"]}
+
+
+def checksums(workdir: str | os.PathLike) -> dict[str, int | None]:
+    """{step: CRC-32 of its `meta`, which has those of the arrays} of a run; None where damaged."""
+    found = {}
+    for folder in sorted((pathlib.Path(workdir) / "checkpoints").glob("*"), key=lambda p: p.name):
+        if folder.name.isdigit():
+            try:
+                found[folder.name] = read_envelope(folder)["crc32"]
+            except (Damage, UserError):
+                found[folder.name] = None
+    return found
 
 
 def _shapes(values: Mapping[str, Any], item: str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -120,8 +168,8 @@ def _read_item(folder: pathlib.Path, values: Mapping[str, Any], item: str) -> di
     """{name: array} of an item. Raises `Damage` when an array is not as it was written."""
     quiet_orbax()
     # NumPy targets: Orbax then never looks for the devices that the state was saved from.
-    target = {name: np.empty(x.shape, x.dtype) for name, x in _shapes(values, item).items()}
     try:
+        target = {name: np.empty(x.shape, x.dtype) for name, x in _shapes(values, item).items()}
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             tree = reader.restore(folder / item, args=ocp.args.StandardRestore(nested(target)))
     except Exception as error:  # damage shows as many types: ValueError, KeyError, OSError ...
@@ -204,10 +252,26 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:200]}"
 
 
+@functools.cache
 def quiet_orbax() -> None:
-    """Keeps Orbax out of the log: it tells every phase of a save, and its failures raise anyway."""
-    logging.get_absl_logger().addFilter(_not_from_orbax)
+    """Keeps Orbax out of the log: it tells every phase of a save, and its failures raise anyway.
+
+    Where one array cannot be written, asyncio would tell at length of each of the others, and
+    Python of the event loop that these find closed.
+    """
+    for logger in (logging.get_absl_logger(), python_logging.getLogger("asyncio")):
+        logger.addFilter(_not_from_orbax)
+    hook = sys.unraisablehook
+
+    def quieter(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = quieter
 
 
 def _not_from_orbax(record: python_logging.LogRecord) -> bool:
-    return not record.pathname.startswith(os.path.dirname(ocp.__file__))
+    files = [record.pathname]
+    if record.exc_info and record.exc_info[2]:
+        files += [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
+    return not any(file.startswith(os.path.dirname(ocp.__file__)) for file in files)

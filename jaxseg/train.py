@@ -1,7 +1,5 @@
-"""Training: one pure step, and the loop that calls it. Reads top to bottom."""
+"""Training: one pure step, and a run of it, whose loop is `jaxseg.loop`. Reads top to bottom."""
 
-import json
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,30 +14,31 @@ from jaxseg import (
     checkpoint,
     data,
     evaluate,
-    feed,
-    figures,
     init_from,
+    loop,
     losses,
-    metrics,
     models,
     optim,
+    preemption,
     profiling,
     remat,
-    visualize,
+    results,
+    stored,
 )
 from jaxseg import state as states
-from jaxseg.compiling import compile_lowered
-from jaxseg.console import duration, say
-from jaxseg.data import balance
+from jaxseg.console import say
+from jaxseg.data import bad_samples, balance
 from jaxseg.data.base import Description
-from jaxseg.errors import UserError
+from jaxseg.data.fingerprint import fingerprint
 from jaxseg.models import segmenter
-from jaxseg.progress import Progress
-from jaxseg.sharding import check_divides, make_mesh, over_batch, replicated
+from jaxseg.sharding import (
+    check_divides,
+    make_mesh,
+    over_devices,
+    over_images,
+    replicated,
+)
 from jaxseg.workdir import Workdir, open_workdir
-from jaxseg.writer import Writer
-
-PICTURES = 4  # evaluated samples shown in TensorBoard
 
 
 def make_train_step(
@@ -48,18 +47,21 @@ def make_train_step(
     schedule: Callable,
     config: ConfigDict,
     description: Description,
+    mesh: Mesh | None = None,
 ) -> Callable:
     """Returns the pure `(state, batch) -> (state, scalars)`.
 
     `batch` is a global batch {'image': uint8 [b, h, w, 3], 'label': [b, h, w] of any integer dtype,
     'mask': bool [b]}. Where the loss or a gradient is not finite the whole state stays as it was
     but for the step, and scalars['finite'] is 0. All randomness comes from (config.seed,
-    state.step). The backward pass computes again what `config.remat` says.
+    state.step). The backward pass computes again what `config.remat` says. With
+    `config.shard.state`, the state is split over the devices of `mesh`.
 
     Raises:
       UserError: there is no such `config.remat`.
     """
     forward = remat.recompute(segmenter.forward, config.remat)
+    split = config.shard.state and mesh is not None
 
     def train_step(state: states.TrainState, batch) -> tuple[states.TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -86,9 +88,12 @@ def make_train_step(
             )
             return loss, (parts, model_state)
 
-        (loss, (parts, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params
-        )
+        params = state.params
+        if split:
+            params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+        (loss, (parts, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        if split:
+            grads = jax.lax.with_sharding_constraint(grads, over_devices(grads, mesh))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -110,12 +115,14 @@ def make_train_step(
     return train_step
 
 
-def jitted(train_step: Callable, mesh: Mesh) -> Callable:
-    """The step compiled for a batch split over the mesh; the state that goes in is donated."""
+def jitted(train_step: Callable, mesh: Mesh, state: states.TrainState) -> Callable:
+    """The step compiled for a batch split over the mesh, and a state as large and as laid out as
+    `state`; what goes in of it is donated."""
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         train_step,
-        in_shardings=(replicated(mesh), over_batch(mesh)),
-        out_shardings=replicated(mesh),
+        in_shardings=(layout, over_images(mesh)),
+        out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
     )
 
@@ -126,6 +133,7 @@ def run(
     argv: Sequence[str] = (),
     force: bool = False,
     profile: str | None = None,
+    rescaled: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains to `config.steps`, evaluating and saving on the way; everything is left in `folder`.
 
@@ -138,16 +146,25 @@ def run(
       argv: the command line, for the manifest.
       force: continue a run though what is being trained has changed since it was started.
       profile: which steps to trace, see `profiling.parse`.
+      rescaled: how the config differs from its recipe, of `rescale.rescaled`; for the manifest.
 
     Returns:
       The summary (`metrics.summarize`) of the best checkpoint on `config.eval.final_split`.
 
     Raises:
-      UserError: data, config and checkpoint do not fit together, or the loss diverged.
+      UserError: data, config and checkpoint do not fit together, the loss diverged, or the last
+        checkpoint could not be saved.
+      Preempted: SIGTERM came, and what was learnt is saved.
     """
-    with open_workdir(folder, config, argv, force=force) as workdir:
-        _run(config, workdir, profile)
-    return _finish(config, folder)
+    with preemption.watch():
+        with open_workdir(folder, config, argv, force=force) as workdir:
+            if rescaled:
+                workdir.note(rescaled=list(rescaled))
+            _run(config, workdir, profile)
+            result = _finish(config, folder)
+            workdir.note(final=results.in_short(result), checkpoints=stored.checksums(folder))
+            workdir.event("finished", step=config.steps)
+        return result
 
 
 def _run(config: ConfigDict, workdir: Workdir, profile: str | None) -> None:
@@ -155,14 +172,15 @@ def _run(config: ConfigDict, workdir: Workdir, profile: str | None) -> None:
     description = data.get(config.data)
     config = balance.resolve(config, description)
     splits = {config.train_split, config.eval.split, config.eval.final_split}
-    sizes = {split: len(description.records(split)) for split in sorted(splits)}
-    mesh = make_mesh(config.devices)
-    check_divides(config.batch_size, mesh)
-    model = models.get(config.model, num_classes=description.num_classes)
+    records = {split: description.records(split) for split in sorted(splits)}
+    sizes = {split: len(records[split]) for split in records}
+    mesh = make_mesh(config.devices, config.shard.height)
     crop = tuple(config.augment.crop)
+    check_divides(config.batch_size, crop, mesh)
+    model = models.get(config.model, num_classes=description.num_classes)
     abstract_params = states.abstract_variables(model, crop)["params"]
     tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, abstract_params)
-    train_step = make_train_step(model, tx, schedule, config, description)
+    train_step = make_train_step(model, tx, schedule, config, description, mesh)
     say(
         f"{config.model.name}: {states.count(abstract_params) / 1e6:.1f} M parameters, "
         f"{description.num_classes} classes of {description.name}; "
@@ -172,7 +190,7 @@ def _run(config: ConfigDict, workdir: Workdir, profile: str | None) -> None:
 
     # ---- Where to start: the newest checkpoint here, weights from elsewhere, or scratch. ----
     init = states.make_init(model, tx, crop, bool(config.ema), config.seed)
-    state, abstract_state = states.create(init, mesh)
+    state, abstract_state = states.create(init, mesh, config.shard.state)
     checkpointer = checkpoint.Checkpointer(workdir.path)
     restored = checkpointer.restore(abstract_state)
     if restored is not None:
@@ -181,94 +199,40 @@ def _run(config: ConfigDict, workdir: Workdir, profile: str | None) -> None:
     elif config.init_from:
         variables = {"params": state.params, **state.model_state}
         variables, note = init_from.start(config, variables, description.num_classes)
-        state = states.with_variables(state, jax.device_put(variables, replicated(mesh)))
+        state = states.with_variables(state, variables)
         workdir.note(init_from=note)
+    past = loop.Past() if restored is None else loop.Past.of(restored[1])
     start = int(state.step)
     tracer = profiling.Tracer(profiling.parse(profile, start, config.steps), workdir.path)
     workdir.note(dataset={"name": description.name, "images": sizes})
+    read_by = data.resolve_backend(config.data_backend)  # which decides grey levels, caches too
+    read_by = read_by if config.data_cache == "none" else f"{config.data_cache} cache"
+    workdir.note(mesh=dict(mesh.shape), data_backend=read_by)
+    if jax.process_index() == 0:  # the others need not look at every file
+        found = {split: fingerprint(description, records[split]) for split in records}
+        workdir.note(fingerprints=found)
 
-    # ---- The functions and the files of the run. ----
-    train_step = jitted(train_step, mesh)
+    train_step = jitted(train_step, mesh, abstract_state)
     eval_step = evaluate.make_eval_step(model, config, description, mesh)
-    writer = Writer(workdir.path, resume_step=start)
-    progress = Progress(config.steps, config.batch_size, writer, workdir.path)
-
-    def meta(step: int, summary: dict[str, Any] | None = None) -> dict[str, Any]:
-        return {
-            "step": step,
-            "config": json.loads(config.to_json_best_effort()),
-            "classes": list(description.classes),
-            "palette": [list(color) for color in description.palette],
-            "metrics": summary,
-        }
-
-    def validate(step: int) -> None:
-        began = time.monotonic()
-        counts, kept = evaluate.run(
-            eval_step,
-            state.variables(),
-            evaluate.batches(config, description, config.eval.split, mesh),
-            description.num_classes,
-            mesh,
-            keep=PICTURES,
-        )
-        summary = figures.summarize(counts, description, config.eval.split)
-        prefix = config.eval.split
-        scalars = metrics.scalars(summary)
-        writer.write_scalars(step, {f"{prefix}/{name}": scalars[name] for name in scalars})
-        pictures = {
-            f"{prefix}/{name}": visualize.side_by_side(image, truth, labels, description.palette)
-            for name, image, truth, labels in kept
-        }
-        writer.write_images(step, pictures)
-        best = checkpointer.save_best(step, state, meta(step, summary), summary["mIoU"])
-        say(
-            f"step {step}: {prefix} mIoU {summary['mIoU']:.4f}, pixel accuracy "
-            f"{summary['pixel_accuracy']:.4f} ({duration(time.monotonic() - began)})"
-            + (", the best so far" if best else "")
-        )
-
-    # ---- The loop. A batch is a function of the step alone: resuming needs no iterator state. ----
-    batches = feed.train_batches(config, description, mesh, start)
-    step = start
+    training = loop.Loop(
+        config=config,
+        description=description,
+        mesh=mesh,
+        workdir=workdir,
+        checkpointer=checkpointer,
+        tracer=tracer,
+        train_step=train_step,
+        eval_step=eval_step,
+        abstract_state=abstract_state,
+        state=state,
+        past=past,
+    )
     try:
-        for step, batch in enumerate(progress.timed(batches), start + 1):
-            ids = batch.pop("id")
-            first = step == start + 1
-            if first:
-                train_step = compile_lowered(train_step.lower(state, batch), "the training step")
-                began = time.monotonic()
-            with tracer.step(step):
-                state, scalars = train_step(state, batch)
-            progress.add(step, scalars, ids)
-            if first or tracer.is_last(step):
-                jax.block_until_ready(scalars)
-                tracer.close()
-                progress.restart_clock()
-            if first:
-                say(f"the first step took {time.monotonic() - began:.1f}s")
-            last = step == config.steps
-            if last or step % config.log_every == 0:
-                progress.write()
-            # Evaluated before it is saved: a run killed in between repeats the evaluation.
-            if last or step % config.eval_every == 0:
-                progress.write()
-                validate(step)
-                progress.restart_clock()
-            if last or step % config.checkpoint_every == 0:
-                progress.write()
-                checkpointer.save(step, state, meta(step))
-    except UserError:  # a sample that cannot be read, a loss that diverged: keep what was learnt
-        progress.write()
-        if step > start:
-            checkpointer.save(step, state, meta(step))
-            say(f"stopped; step {step} is saved, and the same command continues from there")
-        raise
+        training.run()
     finally:
-        batches.close()
-        tracer.close()
-        writer.close()
-        checkpointer.close()
+        bad = bad_samples.listed(workdir.path)
+        if bad:
+            workdir.note(bad_samples=bad)
 
 
 def _finish(config: ConfigDict, folder: str) -> dict[str, Any]:

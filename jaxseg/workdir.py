@@ -3,20 +3,18 @@
     <workdir>/lock            held while a run writes here; names the host and the process
     <workdir>/config.json     the resolved config of the last start
     <workdir>/manifest.json   {"runs": [...]}: one entry per start or resume, newest last
+    <workdir>/code-*.patch    how the code differed from the commit that an entry names, if it did
 
 On several hosts only process 0 locks and writes.
 """
 
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,17 +22,15 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxseg.errors import UserError
+from jaxseg import foreign, manifest
+from jaxseg.config import changed_keys
+from jaxseg.distributed import gathered
+from jaxseg.errors import Preempted, UserError
 from jaxseg.writer import dumps, write_atomically
 
+VISIBLE_WITHIN = 60.0  # seconds that a network's file system may take to show a file elsewhere
 # Changing one of these between a save and a resume makes the run neither the old nor the new one.
 TRAINING_KEYS = tuple("model data augment optimizer schedule losses batch_size seed steps".split())
-
-_PACKAGES = (
-    "jax jaxlib jax-cuda13-plugin jax-cuda12-plugin libtpu flax optax orbax-checkpoint numpy "
-    "ml_collections pillow tensorboardX tensorflow tensorflow-cpu tensorflow-datasets"
-).split()
-_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS")
 
 
 def open_workdir(
@@ -49,11 +45,19 @@ def open_workdir(
       force: goes on from a checkpoint though the config changed in `TRAINING_KEYS`.
 
     Raises:
-      UserError: another process holds the folder, it cannot be written, or the config changed.
+      UserError: another process holds the folder, it cannot be written, not all hosts see it, or
+        the config changed.
     """
     workdir = Workdir(path)
     try:
         workdir.record(config, argv, force)
+        workdir.check_shared()
+    except OSError as error:
+        workdir.close()
+        raise UserError(
+            f"workdir {path}: {error.filename} cannot be written ({error.strerror}); make room, "
+            "or choose another --workdir"
+        ) from error
     except BaseException:
         workdir.close()
         raise
@@ -76,6 +80,7 @@ class Workdir:
                 "s3fs) or share a disk (NFS) and give the path where it is mounted"
             )
         self.path = pathlib.Path(path).expanduser().absolute()
+        self._began = time.monotonic()
         self._lock = None
         self._runs: list[dict[str, Any]] = []
         self._primary = jax.process_index() == 0
@@ -95,8 +100,12 @@ class Workdir:
         if not self._primary:
             return
         resuming = any(p.name.isdigit() for p in (self.path / "checkpoints").glob("*"))
-        if resuming and (self.path / "config.json").is_file():
-            self._compare(read_config(self.path), config, force)
+        changed = []
+        if (self.path / "config.json").is_file():
+            old = read_config(self.path)
+            changed = changed_keys(old, config)
+            if resuming:
+                self._compare(old, config, force)
         text = config.to_json_best_effort(sort_keys=True)
         write_atomically(self.path / "config.json", json.dumps(json.loads(text), indent=2) + "\n")
         self._runs = read_manifest(self.path)["runs"]
@@ -105,12 +114,46 @@ class Workdir:
                 "argv": list(argv),
                 "overrides": [a for a in argv if a.lstrip("-").startswith("config.")],
                 "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+                "config_changes": changed,  # since the start before: config.json is of the last
                 "seed": config.get("seed"),
-                **environment(),
+                **manifest.environment(),
+                **self._keep_changes(),
                 "events": [],
             }
         )
         self.event("resume" if resuming else "start")
+
+    def check_shared(self) -> None:
+        """Raises `UserError` unless every process of the run sees what process 0 has written."""
+        if jax.process_count() == 1:
+            return
+        path = self.path / "manifest.json"
+
+        def content() -> bytes:
+            return path.read_bytes() if path.is_file() else b""
+
+        written = gathered(content() if self._primary else None)[0]
+        deadline = time.monotonic() + VISIBLE_WITHIN
+        while not (sees := content() == written) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        blind = [process for process, sees in enumerate(gathered(sees)) if not sees]
+        if blind:
+            raise UserError(
+                f"workdir {self.path}: process {', '.join(map(str, blind))} does not see there "
+                "what process 0 writes. All hosts of a run share its --workdir: give a folder of a "
+                "disk that is mounted on each of them (NFS, Lustre, or a bucket by gcsfuse)"
+            )
+
+    def _keep_changes(self) -> dict[str, str]:
+        """{'patch': the file that holds the uncommitted changes of the code}; {} without any."""
+        patch = manifest.changes()
+        if not patch:
+            return {}
+        path = self.path / f"code-{hashlib.sha256(patch).hexdigest()[:12]}.patch"
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(patch)
+        os.replace(temporary, path)
+        return {"patch": path.name}
 
     def _compare(self, old: ConfigDict, new: ConfigDict, force: bool) -> None:
         for line in changed_keys(old, new):
@@ -138,6 +181,12 @@ class Workdir:
         self._runs[-1].update(fields)
         self._write_manifest()
 
+    def note_goodput(self, productive: float) -> None:
+        """Notes how many of the seconds since this start went into steps of training."""
+        total = time.monotonic() - self._began
+        seconds = {"productive_s": round(productive, 2), "total_s": round(total, 2)}
+        self.note(goodput={**seconds, "share": round(productive / total, 4)})
+
     def close(self) -> None:
         """Releases the lock."""
         if self._lock is not None:
@@ -147,12 +196,22 @@ class Workdir:
     def __enter__(self) -> "Workdir":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        """Notes what ended the run, unless that was nothing or is noted, and releases the lock."""
+        if kind is not None and self._runs:
+            name = {KeyboardInterrupt: "interrupted", Preempted: "preempted"}.get(kind, "stopped")
+            if self._runs[-1]["events"][-1]["event"] != name:
+                why = f"{kind.__name__}: {error}".splitlines()[0]
+                self.event(name, **({} if name != "stopped" else {"why": why}))
         self.close()
 
     def _write_manifest(self) -> None:
         text = dumps({"runs": self._runs}, indent=2)
-        write_atomically(self.path / "manifest.json", text + "\n")
+        path = self.path / "manifest.json"
+        try:
+            write_atomically(path, text + "\n")
+        except OSError as error:  # not worth the run; the next entry tries again
+            logging.error("could not write %s: %s", path, error.strerror)
 
 
 def _take_lock(path: pathlib.Path):
@@ -194,12 +253,17 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     """The config that a run was last started with; JSON's lists are tuples again.
 
     Raises:
-      UserError: the folder has no readable config.json.
+      UserError: the folder has no readable config.json, or it names code that lies beside it.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir}: has no config.json, so it is not the workdir of a run")
-    return as_config(_load(path))
+    values = _load(path)
+    foreign.refuse_modules(path, values)
+    try:
+        return as_config(values)
+    except (ValueError, TypeError) as error:  # keys with dots, a type for each place in a list ...
+        raise UserError(f"{path}: is not the config of a run ({error})") from error
 
 
 def as_config(values: Mapping[str, Any]) -> ConfigDict:
@@ -215,85 +279,9 @@ def as_config(values: Mapping[str, Any]) -> ConfigDict:
 
 def _load(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}); move it away to go on") from error
-
-
-def changed_keys(old: ConfigDict, new: ConfigDict, under: Sequence[str] = ()) -> list[str]:
-    """What differs between two configs, one line per leaf: 'optimizer.lr: 0.01 -> 0.02'.
-
-    Args:
-      old: the saved config, from `read_config`.
-      new: the config of this start.
-      under: keep only these top-level keys, e.g. `TRAINING_KEYS`; empty keeps all.
-    """
-    # Through JSON, because the saved one has been there: values that JSON cannot hold are text.
-    old = _leaves(json.loads(old.to_json_best_effort()))
-    new = _leaves(json.loads(new.to_json_best_effort()))
-    absent = "(absent)"
-    return [
-        f"{key}: {_show(old[key]) if key in old else absent} -> "
-        f"{_show(new[key]) if key in new else absent}"
-        for key in sorted(old.keys() | new.keys())
-        if (not under or key.split(".")[0] in under)
-        and (key not in old or key not in new or old[key] != new[key])
-    ]
-
-
-def _leaves(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, Mapping) or not values:
-        return {prefix: values}
-    leaves = {}
-    for key, value in values.items():
-        leaves |= _leaves(value, f"{prefix}.{key}" if prefix else key)
-    return leaves
-
-
-def _show(value: Any) -> str:
-    return repr(tuple(value) if isinstance(value, list) else value)
-
-
-def environment() -> dict[str, Any]:
-    """What a result depends on besides config and data: code, versions, machine, flags."""
-    devices = jax.devices()
-    return {
-        "git": _git(),
-        "packages": _versions(),
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "device": devices[0].device_kind,
-        "device_count": len(devices),
-        "process_count": jax.process_count(),
-        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit and dirtiness of the checkout that this file is tracked in; None when it is not."""
-    here = pathlib.Path(__file__).resolve()
-
-    def git(*arguments: str) -> str:
-        command = ("git", "-C", str(here.parent), *arguments)
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        # An installed copy may lie inside somebody else's repository.
-        git("ls-files", "--error-unmatch", here.name)
-        dirty = git("status", "--porcelain", "--untracked-files=no") != ""
-        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
-    except (OSError, subprocess.SubprocessError):
-        return None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no JSON object; move it away to go on")
+    return values

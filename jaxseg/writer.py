@@ -4,7 +4,7 @@
     <workdir>/tensorboard/    event files
 
 A number that is not finite is null in metrics.jsonl (JSON has no NaN) and itself in TensorBoard.
-Only process 0 of a run on several hosts writes.
+Only process 0 of a run on several hosts writes. On a full disk both wait, see `full_disk`.
 """
 
 import json
@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+
+from jaxseg.full_disk import PatientFile
 
 
 def jsonable(value: Any) -> Any:
@@ -41,13 +43,21 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a kill at any moment leaves the old text or the new one."""
+    """Writes a file so that a kill at any moment leaves the old text or the new one.
+
+    Raises:
+      OSError: it cannot be written, and is as it was.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -86,7 +96,7 @@ class Writer:
         if path.exists():
             rows = [r for r in read_metrics(workdir) if _kept(r, resume_step)]
             write_atomically(path, "".join(dumps(row) + "\n" for row in rows))
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # each line leaves at once
+        self._file = PatientFile(path, "ab")
         self._board = _tensorboard(pathlib.Path(workdir) / "tensorboard", resume_step)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -95,7 +105,7 @@ class Writer:
             return
         scalars = {name: np.asarray(value).item() for name, value in scalars.items()}
         row = {"step": int(step), "time": round(time.time(), 3), **scalars}
-        self._file.write(dumps(row) + "\n")
+        self._file.write((dumps(row) + "\n").encode())
         if self._board is not None:
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, int(step))
@@ -152,6 +162,21 @@ def _tensorboard(folder: pathlib.Path, resume_step: int | None):
             "(pip install tensorboardX adds TensorBoard)"
         )
         return None
+    # Its thread ends with the first failure to write; who adds events then waits for it for ever.
+    tensorboardX.record_writer.register_writer_factory(_PREFIX, _EventFiles())
     # Readers drop earlier events from `purge_step` on, so the first step to go is the next one.
     purge_step = None if resume_step is None or not folder.is_dir() else resume_step + 1
-    return tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
+    return tensorboardX.SummaryWriter(f"{_PREFIX}:{folder}", purge_step=purge_step)
+
+
+_PREFIX = "jaxseg"  # of paths, as in 'gs://bucket', for which tensorboardX asks `_EventFiles`
+
+
+class _EventFiles:
+    """Makes the files of TensorBoard's events."""
+
+    def directory_check(self, path: str) -> None:
+        os.makedirs(path.removeprefix(f"{_PREFIX}:"), exist_ok=True)
+
+    def open(self, path: str) -> PatientFile:
+        return PatientFile(path.removeprefix(f"{_PREFIX}:"), "ab")

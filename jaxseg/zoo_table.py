@@ -3,14 +3,12 @@
 import collections
 import difflib
 import fnmatch
-import os
 import re
-import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from jaxseg import named, zoo
+from jaxseg import errors, named, zoo
 from jaxseg.errors import UserError
 
 HEADS = ("name", "dataset", "M params", "mIoU", "ms+flip", "", "runs")
@@ -20,12 +18,8 @@ FIGURES = ("mIoU", "mDice", "RMSE")  # what a model may be measured in
 
 
 def show(pattern: str, sort: str) -> None:
-    """Prints the table of `table`; whoever reads it may stop early, as `head` does."""
-    text = table(pattern, sort)
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Prints the table of `table`."""
+    errors.show(table(pattern, sort))
 
 
 def table(pattern: str = "", sort: str = "name") -> str:

@@ -487,12 +487,17 @@ state = TrainState(
     model_state={},
     opt_state={"m": put(np.arange(8, dtype=np.float32), over_batch(mesh))},  # no process has all
 )
+shapes = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 with Workdir(workdir), Writer(workdir) as writer:
     writer.write_scalars(5, {"loss": 1.0})
     checkpointer = Checkpointer(workdir)
+    of_eight, meta = checkpointer.restore(jax.tree.map(shapes, state))
+    assert meta == {"by": 8} and of_eight.step.addressable_data(0) == 3
+    mine = of_eight.opt_state["m"].addressable_data(0)
+    np.testing.assert_array_equal(mine, 10 * np.arange(8)[4 * index : 4 * index + 4])
+    np.testing.assert_array_equal(of_eight.params["w"].addressable_data(0), 10 * np.arange(6))
     checkpointer.save(5, state, {"by": 2}, score=0.5)
     checkpointer.wait(final=True)
-    shapes = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
     restored, meta = checkpointer.restore(jax.tree.map(shapes, state))
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         assert a.sharding == b.sharding
@@ -501,7 +506,18 @@ with Workdir(workdir), Writer(workdir) as writer:
 """
 
 
-def test_two_processes_save_what_one_restores(tmp_path):
+def test_two_processes_restore_what_eight_devices_saved_and_save_what_one_restores(tmp_path):
+    layout = NamedSharding(make_mesh(8), PartitionSpec("data"))
+    state = TrainState(
+        step=jnp.asarray(3, jnp.int32),
+        params={"w": 10 * jnp.arange(6, dtype=jnp.float32)},
+        model_state={},
+        opt_state={"m": jax.device_put(10 * np.arange(8, dtype=np.float32), layout)},
+    )
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(3, state, {"by": 8})
+    checkpointer.close()
+
     run_two(TWO_PROCESSES, str(tmp_path))
     like = TrainState(
         np.zeros((), np.int32),

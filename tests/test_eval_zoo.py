@@ -119,7 +119,7 @@ def test_the_figures_are_mmsegmentations(golden, file, root, published, tmp_path
 
 @pytest.mark.slow
 def test_the_labels_are_mmsegmentations_with_scales_and_flip_too(golden, weights):
-    config = recipes.with_predict(zoo.config(MODEL))
+    config = recipes.completed(zoo.config(MODEL))
     config.eval.base_size = (160, 120)
     config.predict.slide.update(crop=(96, 96), stride=(64, 64))
     config.predict.update(flip=True, scales=(0.5, 1.0, 1.5))
@@ -278,7 +278,7 @@ def test_a_dataset_without_a_server_is_told(capsys):
 
 def test_a_model_by_another_name_is_evaluated_under_its_own(weights, root, monkeypatch):
     monkeypatch.setattr(zoo, "resolve", lambda name: MODEL)
-    config = recipes.with_predict(zoo.config("other"))
+    config = recipes.completed(zoo.config("other"))
     config.data.root = str(root)
     task = released.prepare(config, "other", weights)
     assert task.of == MODEL and task.number == 2

@@ -10,9 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxseg import checkpoint, data, evaluate, figures, models, predict
+from jaxseg import checkpoint, data, evaluate, figures, models, predict, results
 from jaxseg import state as states
 from jaxseg.data.base import Description, Record
+from jaxseg.data.fingerprint import fingerprint
 from jaxseg.errors import UserError
 from jaxseg.sharding import make_mesh
 
@@ -49,6 +50,7 @@ def config(batch_size: int, base_size: tuple[int, ...] = (), flip: bool = False)
                 low_channels=4,
                 aux_channels=0,
             ),
+            shard=dict(state=False, height=1),
             eval=dict(split="val", batch_size=batch_size, base_size=base_size),
             predict=dict(flip=flip),
         )
@@ -164,7 +166,35 @@ def describe() -> Description:
     return description()
 
 
-def test_a_checkpoint_leaves_figures_a_diagram_and_pictures(workdir, capsys):
+def test_the_protocol_has_the_links_in_force():
+    """What is switched off, or changes no figure, does not make two protocols."""
+    one, other = config(1), config(1, base_size=(64, 32), flip=True)
+    crf = dict(iterations=0, bilateral_weight=4.0)
+    one.predict = dict(flip=False, scales=(1.0,), slide=dict(crop=(), stride=(), batch=4), crf=crf)
+    plain = results.chain(one)
+    assert plain == results.chain(config(1))
+    other.predict.slide = dict(crop=(16, 16), stride=(8, 8), batch=2)
+    other.dtype = "bfloat16"
+    found = results.chain(other)
+    assert found["predict"]["slide"] == dict(crop=(16, 16), stride=(8, 8))
+    assert found["predict"]["flip"] is True and found["dtype"] == "bfloat16"
+    assert found["eval"]["base_size"] == [64, 32]
+    assert "OpenCV" in found["resize"]["images"] and plain["resize"]["images"] == "none"
+
+
+def test_results_have_the_training_and_the_model_as_it_was_evaluated():
+    trained = {"seed": 5, "model": {"name": "old"}, "data": {"name": "x", "root": "/data"}}
+    setting, weights = run_config(), {"w": np.zeros(2, np.float32)}
+    what = (setting, description(), "val", description().records("val"), None, weights)
+    header = results.header(evaluate.Task(*what, {"step": 7, "config": trained}))
+    assert header["config"] == {"seed": 5, "model": setting.model.to_dict(), "data": {"name": "x"}}
+    assert trained["data"]["root"] == "/data"
+    released = results.header(evaluate.Task(*what, {"model": "net", "published": {"mIoU": 1.0}}))
+    assert released["model"] == "net" and released["published"] == {"mIoU": 1.0}
+    assert released["config"]["data"] == {"name": "tests.test_evaluate"}
+
+
+def test_a_checkpoint_leaves_figures_a_diagram_and_pictures(workdir, variables, capsys):
     stale = workdir / "predictions" / "val-worst" / "old_compared.png"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"")
@@ -173,6 +203,27 @@ def test_a_checkpoint_leaves_figures_a_diagram_and_pictures(workdir, capsys):
     assert result == json.loads(json.dumps(summary))
     assert (result["dataset"], result["images"], result["step"]) == ("seven", 7, 7)
     assert np.sum(result["confusion"]) == result["pixels"]
+    assert results.disagreements(results.read(workdir / "results-val.json")) == []
+    assert result["protocol"] == {
+        "dataset": "seven",
+        "split": "val",
+        "images": 7,
+        "fingerprint": fingerprint(description(), description().records("val")),
+        "classes": list(CLASSES),
+        "ignore_label": 255,
+        "resize": {
+            "images": "none",
+            "scores": "bilinear, to the size of the label, before the argmax",
+        },
+        "eval": {"base_size": []},
+        "predict": {"samples": 0, "slide": {}, "flip": False, "scales": [], "crf": {}},
+        "dtype": "float32",
+    }
+    assert result["weights_sha256"] == results.digest(variables)
+    assert result["config"]["model"]["channels"] == 8
+    machine = result["machine"]
+    assert machine["device"] == jax.devices()[0].device_kind and machine["packages"]["jax"]
+    assert "host" not in machine
     with Image.open(workdir / "reliability-val.png") as picture:
         assert picture.mode == "RGB"
     ids = {str(i) for i in range(7)}

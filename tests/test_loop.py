@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from test_train import TINY, config_of
 
-from jaxseg import compiling, main, profiling, progress, train
+from jaxseg import compiling, main, nonfinite, profiling, progress, train
 from jaxseg.errors import UserError
 
 
@@ -94,7 +94,7 @@ def test_the_share_of_time_that_waited_for_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     written = []
     writer = types.SimpleNamespace(write_scalars=lambda step, scalars: written.append(scalars))
-    log = progress.Progress(4, 8, writer, tmp_path)
+    log = progress.Progress(4, 8, writer, nonfinite.Watch(tmp_path, 10))
 
     def batches():
         nonlocal now
@@ -105,7 +105,7 @@ def test_the_share_of_time_that_waited_for_data(tmp_path, monkeypatch, capsys):
     for step, _ in enumerate(log.timed(batches()), 1):
         now += 1
         scalars = {name: jnp.ones(()) for name in ("loss", "lr", "finite")}
-        log.add(step, scalars, [])
+        log.add(step, scalars, {})
     log.write()
     assert written[-1] == {"images_per_s": 8 / 4, "data_wait": 3 / 4}
     assert "waiting for data 75%" in capsys.readouterr().out

@@ -186,12 +186,19 @@ def test_a_batch_that_does_not_divide_is_explained(capsys, trained, tmp_path):
 
 def test_a_finished_run_leaves_figures_pictures_and_a_manifest(trained):
     run = trained[1]
-    assert (run / "results-val.json").is_file()
     assert len(list((run / "predictions").glob("*_overlay.png"))) == 4
     assert workdir.read_config(run).steps == 2
     [entry] = workdir.read_manifest(run)["runs"]
     assert entry["dataset"]["images"] == {"train": 4, "val": 4}
     assert entry["init_from"]["taken"] == 0 and "no ImageNet weights" in entry["init_from"]["why"]
+    final, result = entry["final"], json.loads((run / "results-val.json").read_text())
+    assert "mIoU" in final and final == {key: result[key] for key in final}
+    assert entry["fingerprints"]["val"] == result["protocol"]["fingerprint"]
+    assert entry["mesh"]["data"] == 1 and entry["data_backend"] == "threads"
+    meta = json.loads((run / "checkpoints" / "2" / "meta" / "metadata").read_text())
+    assert final["step"] == 2 and entry["checkpoints"]["2"] == meta["crc32"]
+    assert 0 < entry["goodput"]["productive_s"] < entry["goodput"]["total_s"]
+    assert [e["event"] for e in entry["events"]] == ["start", "finished"]
 
 
 def test_the_same_command_after_the_end_evaluates_again(capsys, trained, monkeypatch):

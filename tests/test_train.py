@@ -1,19 +1,14 @@
-"""The training step and the loop: devices, resuming after a kill, divergence, every config."""
+"""The training step: devices, layouts, divergence."""
 
-import json
-import os
+import functools
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg import command_line, data, feed, models, optim, train
+from jaxseg import command_line, data, feed, models, optim, sharding, train
 from jaxseg import state as states
 from jaxseg.data import labels
 from jaxseg.sharding import make_mesh
@@ -49,13 +44,15 @@ def steps_on(devices: int, count: int, *overrides: str):
     """
     config = config_of("synthetic", *TINY, "--config.batch_size=8", *overrides)
     description = data.get(config.data)
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, config.shard.height)
     model = models.get(config.model, num_classes=description.num_classes)
     crop = tuple(config.augment.crop)
     params = states.abstract_variables(model, crop)["params"]
     tx, schedule = optim.make(config.optimizer, config.schedule, config.steps, params)
-    state, _ = states.create(states.make_init(model, tx, crop, bool(config.ema), 0), mesh)
-    step = train.jitted(train.make_train_step(model, tx, schedule, config, description), mesh)
+    init = states.make_init(model, tx, crop, bool(config.ema), 0)
+    state, _ = states.create(init, mesh, config.shard.state)
+    step = train.make_train_step(model, tx, schedule, config, description, mesh)
+    step = train.jitted(step, mesh, state)
     batches = data.train_batches(
         description,
         "train",
@@ -77,15 +74,34 @@ def steps_on(devices: int, count: int, *overrides: str):
     return losses, state
 
 
+# SGD: Adam divides by the root of second moments, which near zero turns rounding into sign.
+SGD = ("--config.optimizer.name=sgd", "--config.optimizer.lr=0.01", "--config.ema=0.9")
+
+
+@functools.cache
+def one_device(backbone: str):
+    return steps_on(1, 5, *SGD, f"--config.model.backbone.name={backbone}")
+
+
 @pytest.mark.parametrize(
     "backbone", ["tests.tiny_backbone", pytest.param("resnet", marks=pytest.mark.slow)]
 )
-def test_one_device_equals_eight(backbone):
-    # SGD: Adam divides by the root of second moments, which near zero turns rounding into sign.
-    sgd = ("--config.optimizer.name=sgd", "--config.optimizer.lr=0.01")
-    sgd += (f"--config.model.backbone.name={backbone}",)
-    one, state_one = steps_on(1, 5, *sgd)
-    eight, state_eight = steps_on(8, 5, *sgd)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        (),
+        ("--config.shard.state=True",),
+        ("--config.shard.height=4",),
+        pytest.param(
+            ("--config.shard.height=2", "--config.shard.state=True"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["batch", "state", "height", "both"],
+)
+def test_one_device_equals_eight(backbone, layout, monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SPLIT", 64)  # the tiny model has nothing larger
+    one, state_one = one_device(backbone)
+    eight, state_eight = steps_on(8, 5, *SGD, *layout, f"--config.model.backbone.name={backbone}")
     np.testing.assert_allclose(one, eight, rtol=1e-5)
     for kind in ("params", "model_state"):
         for a, b in zip(
@@ -96,70 +112,13 @@ def test_one_device_equals_eight(backbone):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     assert one[-1] < one[0]
 
-
-def run_main(workdir, *overrides, **kwargs) -> subprocess.Popen:
-    command = [sys.executable, "-m", "jaxseg.main", "--config=configs/deeplabv3p.py:synthetic"]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAXSEG_CACHE": str(pathlib.Path(workdir).parent)}
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *TINY, *overrides],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **kwargs,
-    )
-
-
-def rows_of(workdir) -> list[dict]:
-    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            assert line is lines[-1], f"torn line in the middle: {line}"
-    return rows
-
-
-def losses_of(workdir) -> dict[int, str]:
-    """Step -> loss, to the last bit as JSON writes it."""
-    return {row["step"]: repr(row["loss"]) for row in rows_of(workdir) if "loss" in row}
-
-
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    schedule = (
-        "--config.steps=14",
-        "--config.checkpoint_every=3",
-        "--config.eval_every=7",
-        "--config.log_every=1",
-    )
-    whole = run_main(tmp_path / "whole", *schedule)
-    output, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, output
-    expected = losses_of(tmp_path / "whole")
-    assert sorted(expected) == list(range(1, 15))
-
-    workdir = tmp_path / "killed"
-    for kill_at in (2, 5, 10):  # before the first checkpoint, and between later ones
-        process = run_main(workdir, *schedule)
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline and process.poll() is None:
-            if (workdir / "metrics.jsonl").exists():
-                if max(losses_of(workdir), default=0) >= kill_at:
-                    break
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    last = run_main(workdir, *schedule)
-    output, _ = last.communicate(timeout=300)
-    assert last.returncode == 0, output
-    assert "continuing from step" in output
-    assert losses_of(workdir) == expected
-    summaries = [
-        json.loads((d / "results-test.json").read_text()) for d in (tmp_path / "whole", workdir)
-    ]
-    assert summaries[0]["confusion"] == summaries[1]["confusion"]
+    for held in (state_eight.params, state_eight.opt_state, state_eight.ema):
+        sizes = [leaf.size for leaf in jax.tree.leaves(held)]
+        mine = [leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(held)]
+        if any("state" in flag for flag in layout):
+            assert sum(mine) < 0.2 * sum(sizes)  # an eighth, but for biases and the like
+        else:
+            assert mine == sizes
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step():

@@ -14,7 +14,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxseg.errors import UserError
+from jaxseg import manifest
+from jaxseg.errors import Preempted, UserError
 from jaxseg.workdir import (
     TRAINING_KEYS,
     Workdir,
@@ -123,12 +124,23 @@ def test_resume_with_a_changed_config(tmp_path, caplog):
     open_workdir(tmp_path, make_config(**{"optimizer.lr": 0.02}), []).close()
     open_workdir(tmp_path, make_config(), [], force=True).close()
     assert read_config(tmp_path) == make_config()
-    kinds = [run["events"][0]["event"] for run in read_manifest(tmp_path)["runs"]]
+    runs = read_manifest(tmp_path)["runs"]
+    kinds = [run["events"][0]["event"] for run in runs]
     assert kinds == ["start", "start", "resume", "resume"]
+    # config.json is of the last start; the manifest has how each came from the one before.
+    assert [run["config_changes"] for run in runs] == [
+        [],
+        ["log_every: 10 -> 5", "optimizer.lr: 0.01 -> 0.02"],
+        ["log_every: 5 -> 10"],
+        ["optimizer.lr: 0.02 -> 0.01"],
+    ]
 
 
 def test_manifest_says_what_ran(tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_something")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_something --xla_gpu_deterministic_ops")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_something")
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "float32")
+    monkeypatch.setenv("SECRET_OF_OTHERS", "x")
     argv = ["main.py", "--config", "configs/x.py", "--config.batch_size=8"]
     with open_workdir(tmp_path, make_config(), argv) as workdir:
         workdir.note(dataset={"name": "camvid", "train": 367}, mIoU=float("nan"))
@@ -141,7 +153,14 @@ def test_manifest_says_what_ran(tmp_path, monkeypatch):
     assert run["mIoU"] is None
     assert run["packages"]["jax"] == importlib.metadata.version("jax")
     assert run["packages"]["orbax-checkpoint"] == importlib.metadata.version("orbax-checkpoint")
-    assert run["environment"]["XLA_FLAGS"] == "--xla_something"
+    variables = run["environment"]
+    assert variables["XLA_FLAGS"] == "--xla_something --xla_gpu_deterministic_ops"
+    assert variables["LIBTPU_INIT_ARGS"] == "--xla_tpu_something"
+    assert variables["JAX_DEFAULT_MATMUL_PRECISION"] == "float32"
+    assert "SECRET_OF_OTHERS" not in variables
+    assert run["deterministic"] is True
+    assert run["device"] == jax.devices()[0].device_kind
+    assert run["cores"] == len(os.sched_getaffinity(0)) and run["processor"]
     assert (run["device_count"], run["process_count"]) == (len(jax.devices()), 1)
     assert [(e["event"], e.get("step")) for e in run["events"]] == [
         ("start", None),
@@ -150,36 +169,100 @@ def test_manifest_says_what_ran(tmp_path, monkeypatch):
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00", e["time"]) for e in run["events"])
 
 
-def test_manifest_names_the_commit_of_a_checkout(tmp_path):
-    """A copy of the package in a repository of its own: untracked, then clean, then changed."""
-    package = tmp_path / "repo" / "jaxseg"
-    package.mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "writer.py", "workdir.py"):
-        (package / name).write_bytes((ROOT / "jaxseg" / name).read_bytes())
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """(a repository with a copy of the package, a function that runs code with it and git)."""
+    root = tmp_path_factory.mktemp("checkout") / "repo"
+    (root / "jaxseg").mkdir(parents=True)
+    for name in ("__init__.py", "errors.py", "deterministic.py", "manifest.py"):
+        (root / "jaxseg" / name).write_bytes((ROOT / "jaxseg" / name).read_bytes())
 
-    def git(*arguments):
+    def git(*arguments: str) -> str:
         identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
         done = subprocess.run(
-            ["git", "-C", package.parent, *identity, *arguments], capture_output=True, text=True
+            ["git", "-C", root, *identity, *arguments], capture_output=True, text=True
         )
         return done.stdout.strip()
 
-    def reported():
-        code = "import json; from jaxseg.workdir import _git; print(json.dumps(_git()))"
-        env = dict(os.environ, PYTHONPATH=str(package.parent))
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, check=True)
-        return json.loads(done.stdout)
+    def reported() -> tuple:
+        """(`manifest.code()`, `manifest.changes()` as text)."""
+        code = (
+            "import json; from jaxseg import manifest; "
+            "print(json.dumps([manifest.code(), manifest.changes().decode()]))"
+        )
+        env = dict(os.environ, PYTHONPATH=str(root), PYTHONDONTWRITEBYTECODE="1")
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, cwd=root.parent, capture_output=True, check=True
+        )
+        return tuple(json.loads(done.stdout))
 
     git("init", "-q")
-    assert reported() is None  # an installed copy inside somebody's repository
+    return root, git, reported
+
+
+def test_manifest_names_the_commit_of_a_checkout_and_what_differs(checkout):
+    """A copy of the package in a repository of its own: untracked, then clean, then changed."""
+    root, git, reported = checkout
+    assert reported() == (None, "")  # an installed copy inside somebody's repository
     git("add", "jaxseg")
     git("commit", "-q", "-m", "x")
     commit = git("rev-parse", "HEAD")
     assert re.fullmatch("[0-9a-f]{40}", commit)
-    assert reported() == {"commit": commit, "dirty": False}
-    (package / "errors.py").write_text("# changed\nclass UserError(Exception): pass\n")
-    assert reported() == {"commit": commit, "dirty": True}
+    clean = {"commit": commit, "dirty": False, "untracked": []}
+    assert reported() == (clean, "")
+    (root / "jaxseg" / "errors.py").write_text("# changed\nclass UserError(Exception): pass\n")
+    (root / "mine.py").write_text("")
+    code, patch = reported()
+    assert code == clean | {"dirty": True, "untracked": ["mine.py"]}
+    # The patch on a clean checkout gives what ran.
+    changed = (root / "jaxseg" / "errors.py").read_bytes()
+    git("checkout", "-q", "jaxseg/errors.py")
+    (root.parent / "patch").write_text(patch)
+    git("apply", str(root.parent / "patch"))
+    assert (root / "jaxseg" / "errors.py").read_bytes() == changed
+
+
+def test_changes_of_the_code_are_kept_beside_the_manifest(tmp_path, monkeypatch):
+    patch = b"diff --git a/x b/x\n"
+    monkeypatch.setattr(manifest, "changes", lambda: patch)
+    open_workdir(tmp_path, make_config(), []).close()
+    open_workdir(tmp_path, make_config(), []).close()  # the same changes are kept once
+    monkeypatch.setattr(manifest, "changes", lambda: b"")
+    open_workdir(tmp_path, make_config(), []).close()
+    first, second, third = read_manifest(tmp_path)["runs"]
+    assert first["patch"] == second["patch"] and "patch" not in third
+    assert [path.read_bytes() for path in tmp_path.glob("*.patch")] == [patch]
+    assert (tmp_path / first["patch"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (KeyboardInterrupt(), {"event": "interrupted"}),
+        (Preempted(), {"event": "preempted"}),
+        (UserError("no room\nat all"), {"event": "stopped", "why": "UserError: no room"}),
+        (ZeroDivisionError("by 0"), {"event": "stopped", "why": "ZeroDivisionError: by 0"}),
+    ],
+)
+def test_the_manifest_says_what_ended_a_run(tmp_path, error, event):
+    for noted in (False, True):  # whoever raises it may have told more than is known here
+        with pytest.raises(type(error)), open_workdir(tmp_path, make_config(), []) as workdir:
+            if noted:
+                workdir.event(event["event"], step=7)
+            raise error
+    first, second = read_manifest(tmp_path)["runs"]
+    assert {k: v for k, v in first["events"][-1].items() if k != "time"} == event
+    assert len(first["events"]) == len(second["events"]) == 2 and second["events"][-1]["step"] == 7
+
+
+def test_goodput_is_a_share_of_the_time_since_the_start(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("jaxseg.workdir.time.monotonic", lambda: now)
+    with open_workdir(tmp_path, make_config(), []) as workdir:
+        now = 140.0
+        workdir.note_goodput(30.0)
+    (run,) = read_manifest(tmp_path)["runs"]
+    assert run["goodput"] == {"productive_s": 30.0, "total_s": 40.0, "share": 0.75}
 
 
 def test_unusable_folders(tmp_path):
