@@ -143,7 +143,7 @@ def test_a_log_catches_up_when_there_is_room_again(tmp_path, caplog, monkeypatch
         with largest_file(10):
             for step in range(6, 12):
                 writer.write_scalars(step, {"loss": float(step)})
-        assert "its end is lost" in caplog.records[-1].getMessage()
+        assert any("its end is lost" in record.getMessage() for record in caplog.records)
 
 
 def test_events_of_a_full_disk_do_not_hang_the_run(tmp_path):
