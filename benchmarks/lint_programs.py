@@ -32,10 +32,14 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 
 
 def read(name: str) -> tuple[ConfigDict, Description]:
-    """A config as the command line makes it, and the description of its data set."""
-    config = command_line.parse(
-        ["jaxseg", f"--config={ROOT}/configs/{name}.py", "--workdir=unused"]
-    )[2]
+    """A config as the command line makes it, and the description of its data set.
+
+    Where that is a folder of your own, it is the synthetic one.
+    """
+    file = f"--config={ROOT}/configs/{name}.py"
+    config = command_line.parse(["jaxseg", file, "--workdir=unused"])[2]
+    if config.data.name == "folder":
+        config = command_line.parse(["jaxseg", f"{file}:synthetic", "--workdir=unused"])[2]
     for loss in config.losses.values():
         loss.update({"class_weights": ()} if loss.get("class_weights") else {})
     return config, data.get(config.data)

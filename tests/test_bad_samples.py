@@ -267,6 +267,7 @@ def test_class_frequencies_leave_out_labels_that_cannot_be_read(records):
     assert found.tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_its_evaluation_does_not(tmp_path, capsys):
     """A bad sample in each split: that of training is in the manifest, that of validation stops."""
     root, run = test_main.write_folder(tmp_path / "mine"), tmp_path / "run"

@@ -86,6 +86,7 @@ def test_a_part_that_the_toolbox_lacks_is_named():
         dialects.read(model, state_dict)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_toolbox_loads_by_a_config(tmp_path):
     """As a user has it: a config for the network, and the weights in a file."""
     name = "torchvision_fcn_resnet50"  # of the classes of VOC

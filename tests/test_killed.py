@@ -30,6 +30,7 @@ def run_child(*arguments) -> tuple[int, str]:
     return done
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     """Killed while the checkpoint of step 6 is on its way; it goes on in another process."""
     status, output = run_child("SIGKILL", 7, 0, tmp_path / "killed")

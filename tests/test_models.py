@@ -284,6 +284,7 @@ def test_multi_grid_rates_are_those_of_stage_4():
     assert np.abs(atrous(16, (1, 2, 4)) - atrous(16)).max() > 0.1 * atrous(16).std()
 
 
+@pytest.mark.slow
 def test_initial_parameters_do_not_depend_on_train():
     model = small()
 

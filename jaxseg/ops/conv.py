@@ -48,8 +48,10 @@ def conv2d(
     geometry = (_pair(strides), _pair(padding), _pair(dilation))
     if any(2 * p > d * (k - 1) for _, p, d, k in zip(*geometry, kernel.shape[:2], strict=True)):
         # The result would be larger than the image: in the gradient of the kernel it is the filter,
-        # and XLA:CPU takes a loop a hundred times slower where a filter exceeds its image.
+        # and XLA:CPU takes a loop a hundred times slower where a filter exceeds its image. The
+        # barrier keeps XLA:GPU from making them one again, and then the image the filter.
         x = jnp.pad(x, ((0, 0), *((p, p) for p in geometry[1]), (0, 0)))
+        x = jax.lax.optimization_barrier(x)
         geometry = (geometry[0], (0, 0), geometry[2])
     if groups > 1 and groups == x.shape[-1]:
         # Several filters of a channel see a copy of it each: in groups, XLA:CPU takes ten times as

@@ -17,6 +17,8 @@ Pair = tuple[int, int]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def pointwise(x: jax.Array, kernel: jax.Array, strides: Pair) -> jax.Array:
     """[b, h, w, c] with [1, 1, c, features] -> [b, ceil(h / s), ceil(w / s), features]."""
+    if _is_thin(x):
+        return by_product(x, kernel, strides)
     return jax.lax.platform_dependent(
         x,
         kernel,
@@ -38,6 +40,8 @@ def _backward(strides, residuals, g):
         dx = transpose(lambda x: _plain(x, kernel, strides), x, g)
         return dx, transpose(lambda k: _plain(x, k, strides), kernel, g)
 
+    if _is_thin(residuals[0]):
+        return gradients(*residuals, g, strides)
     cpu = functools.partial(gradients, strides=strides)
     return jax.lax.platform_dependent(*residuals, g, cpu=cpu, default=plain)
 
@@ -69,6 +73,12 @@ def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
     exact = jnp.promote_types(a.dtype, jnp.float32)
     dimensions = (((axis_a,), (axis_b,)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=exact).astype(a.dtype)
+
+
+def _is_thin(x: jax.Array) -> bool:
+    """Whether the image is a row or a column: XLA:GPU makes it the filter of the kernel's gradient,
+    which it does not recognise there."""
+    return 1 in x.shape[1:3]
 
 
 def _seen(x: jax.Array, strides: Pair) -> jax.Array:
