@@ -3,6 +3,7 @@
     PYTHONPATH=. python benchmarks/lint_programs.py --target h200 [--configs deeplabv3p pspnet]
     PYTHONPATH=. python benchmarks/lint_programs.py --target v5e:2x2
     PYTHONPATH=. python benchmarks/lint_programs.py --target cpu      # eight host devices
+    PYTHONPATH=. python benchmarks/lint_programs.py --target cpu --height 4   # images split by rows
 
 On one GPU or TPU chip: weight gradients compiled into convolutions with a window as large as the
 image (GPU), select-and-scatter, and the sorts, scatters and gathers there are; on TPU also the
@@ -96,12 +97,16 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", help="names in configs/; all without it")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 320))
     parser.add_argument("--batch", type=int, default=2, help="images on each device")
+    parser.add_argument("--height", type=int, default=1, help="devices that share an image")
     parser.add_argument("--parts", nargs="+", default=("training", "prediction"))
     options = parser.parse_args()
     if options.target == "cpu":
         jax.config.update("jax_num_cpu_devices", HOSTS)
-    on = sharding.make_mesh() if options.target == "cpu" else deviceless.mesh(options.target)
-    size, batch = tuple(options.size), options.batch * on.devices.size
+    if options.target == "cpu":
+        on = sharding.make_mesh(0, options.height)
+    else:
+        on = deviceless.mesh(options.target, options.height, options.height)
+    size, batch = tuple(options.size), options.batch * on.shape["data"]
     for name in options.configs or sorted(path.stem for path in ROOT.glob("configs/*.py")):
         try:
             config, description = read(name)

@@ -90,6 +90,7 @@ def exchanges(devices: int, **shard) -> dict[str, int]:
     return {opcode: size for opcode, (_, _, size, _) in found.items()}
 
 
+@pytest.mark.slow
 def test_a_split_state_costs_a_gathering_of_the_parameters(monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SPLIT", 64)
     config = config_of("synthetic", *TINY)

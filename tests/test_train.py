@@ -90,11 +90,9 @@ def one_device(backbone: str):
     "layout",
     [
         (),
-        ("--config.shard.state=True",),
-        ("--config.shard.height=4",),
-        pytest.param(
-            ("--config.shard.height=2", "--config.shard.state=True"), marks=pytest.mark.slow
-        ),
+        pytest.param(("--config.shard.state=True",), marks=pytest.mark.slow),
+        pytest.param(("--config.shard.height=4",), marks=pytest.mark.slow),
+        ("--config.shard.height=2", "--config.shard.state=True"),
     ],
     ids=["batch", "state", "height", "both"],
 )
