@@ -5,6 +5,7 @@ JAX_PLATFORMS=cuda runs the tests of single devices on a GPU instead.
 
 import os
 import pathlib
+import signal
 
 # Tests compile much and compute little: less optimisation saves most of their time.
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -15,6 +16,10 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+# What a shell starts in the background ignores Ctrl-C, which some tests send, as do its children.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 

@@ -129,7 +129,7 @@ def run(name: str, folder: pathlib.Path, *overrides: str) -> None:
 
 
 # One of each kind; all others, which tests of their own train, are slow.
-QUICK = {"deeplabv1", "deeplabv3p", "fcn", "pointrend", "pspnet", "segnet", "unet_fcn"}
+QUICK = {"deeplabv1", "deeplabv3p", "fcn", "pointrend"}
 
 
 @pytest.mark.parametrize(

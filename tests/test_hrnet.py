@@ -126,6 +126,7 @@ def test_exchange_sums_every_branch_at_every_resolution():
         np.testing.assert_allclose(got, np.maximum(want, 0), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_reaches_every_parameter_and_statistic():
     model = segmenter(4, modules=(1, 1, 1), blocks=1)
     image = np.random.default_rng(0).integers(0, 256, (2, 65, 97, 3), np.uint8)
