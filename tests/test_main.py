@@ -252,6 +252,7 @@ def test_another_architecture_is_refused(capsys, trained, tmp_path):
     assert "head/" in output and "16" in output and "8" in output
 
 
+@pytest.mark.slow
 def test_bfloat16_ema_clipping_and_accumulation_train(capsys, trained, tmp_path):
     status, output = train(
         capsys,
