@@ -15,6 +15,7 @@ import os
 import pathlib
 import sys
 import traceback
+import warnings
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -257,10 +258,13 @@ def quiet_orbax() -> None:
     """Keeps Orbax out of the log: it tells every phase of a save, and its failures raise anyway.
 
     Where one array cannot be written, asyncio would tell at length of each of the others, and
-    Python of the event loop that these find closed.
+    Python of the event loop that these find closed and of those whose turn never came.
     """
-    for logger in (logging.get_absl_logger(), python_logging.getLogger("asyncio")):
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
+    asyncio = python_logging.getLogger("asyncio")
+    for logger in (logging.get_absl_logger(), asyncio):
         logger.addFilter(_not_from_orbax)
+    asyncio.addFilter(_not_of_a_save)
     hook = sys.unraisablehook
 
     def quieter(unraisable: Any) -> None:
@@ -275,3 +279,8 @@ def _not_from_orbax(record: python_logging.LogRecord) -> bool:
     if record.exc_info and record.exc_info[2]:
         files += [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
     return not any(file.startswith(os.path.dirname(ocp.__file__)) for file in files)
+
+
+def _not_of_a_save(record: python_logging.LogRecord) -> bool:
+    """TensorStore's failures have no traceback, which would tell who wrote; but the file's name."""
+    return "orbax-checkpoint-tmp" not in record.getMessage()

@@ -1,5 +1,7 @@
 """Saving, restoring on other meshes, damage, mismatches, full disks and kills."""
 
+import asyncio
+import gc
 import os
 import pathlib
 import shutil
@@ -404,6 +406,23 @@ def test_full_disk_is_one_line_and_training_goes_on(tmp_path):
     assert lines[3] == "restored 3 True"
     told = done.stderr.splitlines()  # nothing of Orbax's, no warnings, one line per failure
     assert [("step 2" in t, "step 4" in t) for t in told] == [(True, False), (False, True)], told
+
+
+def test_of_a_failed_save_asyncio_tells_nothing_more(tmp_path, caplog):
+    Checkpointer(tmp_path).close()
+
+    def leave(message):
+        """A failed future that nobody asks, as TensorStore's are after the first failed one."""
+        event_loop = asyncio.new_event_loop()
+        event_loop.create_future().set_exception(ValueError(message))
+        event_loop.close()
+        gc.collect()
+
+    leave(f'writing "{tmp_path}/checkpoints/12.orbax-checkpoint-tmp/train": File too large')
+    assert not caplog.records
+    leave("of something else")
+    (record,) = caplog.records
+    assert "of something else" in record.getMessage()
 
 
 KILLED = """
