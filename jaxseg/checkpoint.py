@@ -88,7 +88,7 @@ class Checkpointer:
         self._settle()
         if step in self._manager.all_steps():
             return
-        self._remove_leftovers()  # again: the threads of a failed save may have outlived it
+        self._remove_leftovers()  # again: some threads of a failed save end late
         named = {item: named_leaves(tree) for item, tree in stored.items(state).items()}
         envelope = stored.envelope(step, named, meta, score)
         args = {item: ocp.args.StandardSave(nested(leaves)) for item, leaves in named.items()}
@@ -99,7 +99,9 @@ class Checkpointer:
         try:
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:  # whatever the file system does
-            self._failed(error)
+            if jax.process_count() > 1:  # the others wait for this one
+                raise
+            self._failed(manager.reason(error))
 
     def save_best(self, step: int, state: Any, meta: Mapping[str, Any], score: float) -> bool:
         """Saves the state if its score is higher than all before it; says whether it is.
@@ -136,10 +138,6 @@ class Checkpointer:
         """Waits and ends Orbax's threads. Raises `UserError` when the newest save failed."""
         self._settle()
         self._manager.close()
-        if self._failure:
-            for _ in range(5):  # what threads of a failed save write after its end
-                time.sleep(0.2)
-                self._remove_leftovers()
         self.wait(final=True)
 
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -204,17 +202,20 @@ class Checkpointer:
         """Waits for the save under way, and takes note of how it ended."""
         if self._saving is None:
             return
+        reason = None
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax wraps what the file system says in several types
-            self._failed(error)
+            reason = manager.reason(error)
+        reasons = [found for found in gathered(reason) if found is not None]
+        if reasons:  # of any process; all begin anew together
+            self._failed(max(reasons))
         else:
             self._saving = self._failure = None
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, reason: str) -> None:
         self._failure = (
-            f"could not save the checkpoint of step {self._saving} in {self.folder}: "
-            f"{stored.reason(error)}"
+            f"could not save the checkpoint of step {self._saving} in {self.folder}: {reason}"
         )
         logging.error("%s (training goes on; the next save tries again)", self._failure)
         self._scores.pop(self._saving, None)
@@ -223,6 +224,9 @@ class Checkpointer:
             self._manager.close()
         except Exception as second:  # may repeat the failure
             logging.debug("while closing after a failed save: %s", second)
+        for _ in range(5):  # its threads may outlive it, and would write into the step's next try
+            time.sleep(0.2)
+            self._remove_leftovers()
         self._open()
 
 

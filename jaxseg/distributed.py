@@ -105,13 +105,13 @@ def init_distributed(
         shutdown_timeout_seconds=_SHUTDOWN,
     )
     global _watch
-    _watch = _Watch(_client())
+    _watch = _Watch(store())
     atexit.register(_stop_watching)  # before jax, which was imported before, takes leave
 
 
-def _client() -> Any:
-    """jax's connection to the store that the processes share. It has no public name."""
-    from jax._src import distributed
+def store() -> Any:
+    """jax's connection to the store of keys and values that the processes of a run share."""
+    from jax._src import distributed  # it has no public name
 
     return distributed.global_state.client
 
@@ -137,7 +137,7 @@ def leave() -> None:
         return
     import jax
 
-    _client().wait_at_barrier(_DONE, 24 * 3600 * 1000)  # ms; the dead are noticed by heartbeats
+    store().wait_at_barrier(_DONE, 24 * 3600 * 1000)  # ms; the dead are noticed by heartbeats
     _stop_watching()
     jax.distributed.shutdown()
 
@@ -180,7 +180,7 @@ def end_all(status: int, report: str) -> None:
     import jax
 
     _stop_watching()  # or it might tell of this failure, too
-    client, who = _client(), f"process {jax.process_index()} on host {socket.gethostname()}"
+    client, who = store(), f"process {jax.process_index()} on host {socket.gethostname()}"
     message = {"who": who, "status": status, "report": report[-_LONGEST:]}
     try:
         client.key_value_set(_FAILURE, json.dumps(message))

@@ -260,7 +260,7 @@ def quiet_orbax() -> None:
     Where one array cannot be written, asyncio would tell at length of each of the others, and
     Python of the event loop that these find closed and of those whose turn never came.
     """
-    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
+    warnings.filterwarnings("ignore", "coroutine '.*(serialize|Checkpoint)", RuntimeWarning)
     asyncio = python_logging.getLogger("asyncio")
     for logger in (logging.get_absl_logger(), asyncio):
         logger.addFilter(_not_from_orbax)
@@ -282,5 +282,6 @@ def _not_from_orbax(record: python_logging.LogRecord) -> bool:
 
 
 def _not_of_a_save(record: python_logging.LogRecord) -> bool:
-    """TensorStore's failures have no traceback, which would tell who wrote; but the file's name."""
-    return "orbax-checkpoint-tmp" not in record.getMessage()
+    """TensorStore's failures and tasks left over have no traceback, but say what they were at."""
+    message = record.getMessage()
+    return "orbax-checkpoint-tmp" not in message and os.path.dirname(ocp.__file__) not in message

@@ -3,6 +3,7 @@
 JAX_PLATFORMS=cuda runs the tests of single devices on a GPU instead.
 """
 
+import gc
 import os
 import pathlib
 import signal
@@ -16,6 +17,9 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Tracing makes many objects and few cycles: to look for them took a fifth of the tests' time.
+gc.set_threshold(200_000, 20, 50)
 
 # What a shell starts in the background ignores Ctrl-C, which some tests send, as do its children.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -37,6 +41,7 @@ def compilation_cache(tmp_path_factory):
     """Programs that several tests share are compiled once, in this process and in its children."""
     folder = str(tmp_path_factory.mktemp("xla"))
     jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     patch = pytest.MonkeyPatch()
     patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
     yield

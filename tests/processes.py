@@ -59,12 +59,17 @@ def together(
     return found
 
 
-def run_two(code: str, *arguments: str) -> None:
-    """Runs `code` as processes 0 and 1, with a free port, the index and `arguments` in sys.argv."""
+def run_two(code: str, *arguments: str) -> list[str]:
+    """Runs `code` as processes 0 and 1, with a free port, the index and `arguments` in sys.argv.
+
+    Returns:
+      What each printed.
+    """
     port = str(free_port())
-    commands = [["-c", code, port, str(index), *arguments] for index in range(2)]
-    for status, output in together(commands):
+    found = together([["-c", code, port, str(index), *arguments] for index in range(2)])
+    for status, output in found:
         assert status == 0, output
+    return [output for _, output in found]
 
 
 def joined(count: int) -> list[list[str]]:

@@ -549,3 +549,62 @@ def test_two_processes_restore_what_eight_devices_saved_and_save_what_one_restor
     np.testing.assert_array_equal(state.params["w"], np.arange(6))
     np.testing.assert_array_equal(state.opt_state["m"], np.arange(8))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+FULL_FOR_SOME = """
+import resource, signal, sys
+port, index, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import jax
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+import numpy as np
+from jaxseg.checkpoint import Checkpointer
+from jaxseg.errors import UserError
+from jaxseg.sharding import make_mesh, over_batch, replicated
+from jaxseg.state import TrainState
+
+mesh = make_mesh()
+def put(values, layout):
+    return jax.make_array_from_callback(values.shape, layout, lambda i: values[i])
+def state(step):
+    values = np.random.default_rng(step).normal(size=(64, 512))
+    params = {"shared": put(values, replicated(mesh)), "own": put(values, over_batch(mesh))}
+    return TrainState(put(np.int32(step), replicated(mesh)), params, {}, ())
+def save(step, full=()):
+    size = 4000 if index in full else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    checkpointer.save(step, state(step), {})
+    checkpointer.wait()
+
+checkpointer = Checkpointer(folder)
+save(1)
+for step, full in enumerate([{1}, {0}, {0, 1}], start=2):
+    save(step, full)
+    assert checkpointer.steps() == [1], step
+save(5)
+save(6)
+assert checkpointer.steps() == [5, 6]
+save(7, full={1})
+try:
+    checkpointer.close()
+except UserError as error:
+    print("final", error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+checkpointer = Checkpointer(folder)
+shapes = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+restored, _ = checkpointer.restore(jax.tree.map(shapes, state(6)))
+for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state(6)), strict=True):
+    np.testing.assert_array_equal(a.addressable_data(0), b.addressable_data(0))
+checkpointer.close()
+"""
+
+
+def test_a_disk_that_is_full_for_one_process_costs_that_save_alone(tmp_path):
+    outputs = run_two(FULL_FOR_SOME, str(tmp_path))
+    for output in outputs:
+        told = [line for line in output.splitlines() if "Gloo" not in line]
+        steps = [line.split("of step ")[1].split()[0] for line in told]
+        assert steps == ["2", "3", "4", "7", "7"], output  # the last one also as the end's error
+        assert all("/checkpoints: File too large" in line for line in told), output
+        assert told[-1].startswith("final ") and "last state is not on disk" in told[-1]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["5", "6"]
