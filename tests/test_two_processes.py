@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxseg import checkpoint, writer
+from jaxseg import workdir as workdir_lib
 from tests import processes
 
 pytestmark = pytest.mark.slow  # each process compiles everything
@@ -230,6 +231,62 @@ def test_a_sample_that_one_process_cannot_read_ends_both(trained, tmp_path):
         assert output.count("error: ") == 1 and str(broken) in output
         assert "Traceback" not in output and "stack trace" not in output
     assert "process 1 on host" in found[0][1]
+
+
+def test_bad_samples_are_passed_over_alike(trained, tmp_path):
+    root, one, _, _ = trained
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    for number in (2, 5, 6):
+        bad = data / "images" / "train" / f"{number}.png"
+        bad.write_bytes(bad.read_bytes()[:100])
+    skip = ("--config.on_bad_sample=skip", "--config.bad_sample_cap=0.4")
+    runs = [(tmp_path / f"of{count}", count, (*TINY, *skip)) for count in (1, 2)]
+    run(data, *runs)
+    alone, both = (workdir for workdir, _, _ in runs)
+    assert scalars(both) == scalars(alone) != scalars(one)
+    assert leaves(both, 4) == leaves(alone, 4)
+    listed = [workdir_lib.read_manifest(w)["runs"][-1]["bad_samples"] for w in (alone, both)]
+    assert listed[0] == listed[1] and {entry["id"] for entry in listed[0]} <= {"2", "5", "6"}
+
+
+GOES_BACK = """
+import sys
+from jaxseg import data, main
+from tests import tiny_runs
+
+bad, batches = {6, 7, 8}, data.train_batches  # counted from 0
+def poisoned(*arguments, start_step, **settings):
+    found = batches(*arguments, start_step=start_step, **settings)
+    for step, batch in enumerate(found, start_step):
+        if step in bad:
+            batch["image"][:] = tiny_runs.BAD
+        yield batch
+data.train_batches = poisoned
+with tiny_runs.compiled_once():
+    sys.exit(tiny_runs.command(*sys.argv[1:]))
+"""
+
+
+def test_all_go_back_to_the_same_step(tmp_path):
+    settings = ("--config.nonfinite.stop_after=3", "--config.nonfinite.rollbacks=1")
+    settings += ("--config.eval_every=12", "--config.devices=2")
+    workdirs, commands, variables = [tmp_path / "one", tmp_path / "two"], [], []
+    for count, workdir in enumerate(workdirs, 1):
+        for flags in processes.joined(count) if count > 1 else [[]]:
+            commands.append(["-c", GOES_BACK, str(workdir), *settings, *flags])
+            variables.append({"JAX_NUM_CPU_DEVICES": str(2 // count)})
+    outputs = processes.together(commands, variables)
+    for status, output in outputs:
+        assert status == 0, output
+    assert "from step 7 to 9: back to step 4, and on" in outputs[0][1]
+    assert "from step 7 to 9: back to step 4, and on" in outputs[1][1]
+    one, two = workdirs
+    assert scalars(two) == scalars(one)
+    assert leaves(two, 12) == leaves(one, 12)
+    for workdir in workdirs:
+        found = {path.name for path in (workdir / "checkpoints").iterdir()}
+        assert found == {"8.abandoned", "8", "12"}
 
 
 def test_hosts_that_share_no_folder_are_told_so(trained, tmp_path):
