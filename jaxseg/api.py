@@ -146,6 +146,11 @@ def from_config(
         variables = convert.from_torch(weights, wanted, names, source, advise)
     else:
         variables, meta = checkpoint_lib.load_model(weights, step=step)
+        if missing := [name for name in ("classes", "palette") if name not in meta]:
+            raise UserError(
+                f"{os.fspath(weights)}: the checkpoint's meta lacks {' and '.join(missing)}; save "
+                "it by Checkpointer.save(..., meta={'classes': names, 'palette': RGB colours})"
+            )
         # The classes that the weights were trained for: the data need not be there any more.
         classes, palette = meta["classes"], meta["palette"]
         model = models.get(config.model, num_classes=len(classes))

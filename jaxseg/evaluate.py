@@ -194,8 +194,9 @@ def prepare(config: ConfigDict, workdir: str, split: str | None, step: int | Non
     abstract = states.abstract_variables(model)
     variables, meta = checkpoint.load_model(workdir, abstract, step=step)
     records = description.records(split)
-    say(f"\nevaluating step {meta['step']} on {len(records)} images of {description.name}/{split}")
-    weights = {"step": meta["step"], "config": meta.get("config")}
+    at = meta.get("step")
+    say(f"\nevaluating step {at} on {len(records)} images of {description.name}/{split}")
+    weights = {"step": at, "config": meta.get("config")}
     return Task(config, description, split, records, mesh, variables, weights)
 
 

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import jaxseg
-from jaxseg import api, checkpoint
+from jaxseg import api, checkpoint, stored
 from jaxseg.errors import UserError
 from jaxseg.ops import opencv
 from jaxseg.ops.resize import resize
@@ -187,6 +187,18 @@ def test_images_of_a_wrong_kind_are_refused(config_file, images, words):
         with pytest.raises(UserError, match=r"expected uint8 RGB \[b, h, w, 3\]") as error:
             function(images)
         assert words in str(error.value)
+
+
+def test_a_checkpoint_of_ones_own_without_class_names_is_told(config_file, tmp_path):
+    make_workdir(tmp_path / "run")
+    step = checkpoint.find_step(tmp_path / "run")
+    _, meta = checkpoint.load_model(step)
+    assert set(meta) >= {"classes", "palette"}
+    meta.pop("palette")
+    stored.replace_meta(step, meta, score=0.9)
+    with pytest.raises(UserError, match="meta lacks palette; save it by") as error:
+        jaxseg.load(tmp_path / "run")
+    assert str(tmp_path / "run") in str(error.value)
 
 
 def test_what_load_cannot_load_is_told(config_file, tmp_path):

@@ -137,9 +137,9 @@ QUICK = {"deeplabv1", "deeplabv3p", "fcn", "pointrend"}
     [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in SYNTHETIC],
 )
 def test_every_system_trains_evaluates_and_predicts(name, tmp_path):
-    """Heads that take any backbone get one here that compiles faster, all but one of them."""
+    """Heads that take any backbone get one here that compiles faster."""
     backbone = read(name, "synthetic")[0].model.get("backbone", {}).get("name")
-    quick = backbone not in (None, "vgg", "unet") and name != "deeplabv3p"
+    quick = backbone not in (None, "vgg", "unet")
     changes = ["--config.model.backbone.name=tests.tiny_backbone"] if quick else []
     if name == "unet_resnet":  # what a ResNet calls 'stem' is a stage there
         changes.append(f"--config.model.features={tuple(f'stage{i}' for i in range(5))}")
