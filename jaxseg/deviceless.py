@@ -2,8 +2,8 @@
 
     python -m jaxseg.deviceless        # once: downloads the compilers
 
-A target is "h100" or "h200", with ":n" for n of them, or a TPU slice of at least four chips such
-as "v5e:2x2", "v6e:2x2" or "v5p:2x2x1". The compilers are the PJRT plugins of CUDA and of libtpu;
+A target is "h100" or "h200", with ":n" for n of them, or a TPU slice such as "v5e:1x1", "v6e:2x2"
+or "v5p:2x2x1". The compilers are the PJRT plugins of CUDA and of libtpu;
 they are looked for in the folder that the environment variable JAXSEG_PLUGINS names, else in the
 cache folder (see `jaxseg.cache`), else among the installed packages.
 
@@ -13,6 +13,7 @@ nothing can be autotuned without a device, and convolution algorithms are yet to
 """
 
 import importlib.metadata
+import math
 import os
 import pathlib
 import re
@@ -108,9 +109,13 @@ def _devices(target: str) -> list:
     os.environ.setdefault("TPU_LIBRARY_PATH", str(_library(_TPU)))
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no cloud to ask who we are
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any: the target's name decides
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is touched
+    sides = [int(side) for side in target.split(":")[1].split("x")]
+    # libtpu takes a host to have four chips, but there are machines with one and with two.
+    small = {"chips_per_host_bounds": (*sides, 1)[:3]} if math.prod(sides) < 4 else {}
     try:
-        return topologies.get_topology_desc(target, platform="tpu").devices
+        return topologies.get_topology_desc(target, platform="tpu", **small).devices
     except jax.errors.JaxRuntimeError as e:
         raise UserError(f"libtpu has no target {target!r}: {e}") from e
 

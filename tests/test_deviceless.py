@@ -29,25 +29,25 @@ MATRICES = [jax.ShapeDtypeStruct((256, 256), jnp.bfloat16)] * 2
 
 @needs_compilers
 @pytest.mark.parametrize(
-    ("target", "sign"), [("h100", "__cublas"), ("h200", "__cublas"), ("v5e:2x2", "T(8,128)")]
+    ("target", "sign"), [("h100", "__cublas"), ("h200", "__cublas"), ("v5e:1x1", "T(8,128)")]
 )
 def test_the_program_is_the_targets_own(target, sign):
     compiled = deviceless.compile_function(jnp.matmul, *MATRICES, target=target)
     assert sign in compiled.as_text()
     (product,) = (i for i in hlo.instructions(compiled.as_text()) if i.category == hlo.MATMUL)
     assert product.flops == 2 * 256**3
-    assert (product.cycles > 0) == (target == "v5e:2x2")
+    assert (product.cycles > 0) == (target == "v5e:1x1")
     assert compiled.memory_analysis().argument_size_in_bytes == 2 * 2 * 256**2
 
 
 @needs_compilers
-@pytest.mark.parametrize(("target", "chips"), [("h200:4", 4), ("v5e:2x2", 4), ("v5e:2x4", 8)])
+@pytest.mark.parametrize(("target", "chips"), [("h200:4", 4), ("v5e:1x2", 2), ("v5e:2x4", 8)])
 def test_a_sharded_sum_is_one_exchange_between_all_chips(target, chips):
     from jax.sharding import NamedSharding, PartitionSpec
 
     on = deviceless.mesh(target, 0)
-    assert on.devices.shape == (chips,)
-    assert len(deviceless.mesh(target, 2).devices) == 2
+    assert on.size == chips
+    assert deviceless.mesh(target, 1).size == 1
     split, whole = NamedSharding(on, PartitionSpec("data")), NamedSharding(on, PartitionSpec())
     total = jax.jit(lambda x: x.sum(0), in_shardings=split, out_shardings=whole)
     lowered = total.lower(jax.ShapeDtypeStruct((8, 1000), jnp.float32))
