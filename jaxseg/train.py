@@ -26,6 +26,7 @@ from jaxseg import (
     stored,
 )
 from jaxseg import state as states
+from jaxseg.compiling import training_options
 from jaxseg.console import say
 from jaxseg.data import bad_samples, balance
 from jaxseg.data.base import Description
@@ -124,6 +125,7 @@ def jitted(train_step: Callable, mesh: Mesh, state: states.TrainState) -> Callab
         in_shardings=(layout, over_images(mesh)),
         out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=training_options(mesh) or None,
     )
 
 

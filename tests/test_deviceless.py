@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxseg import deviceless, hlo
+from jaxseg import compiling, deviceless, hlo
 from jaxseg.errors import UserError
 
 
@@ -54,6 +54,13 @@ def test_a_sharded_sum_is_one_exchange_between_all_chips(target, chips):
     (exchange,) = hlo.collectives(deviceless.compile_lowered(lowered, on).as_text())
     assert exchange.opcode == "all-reduce"
     assert exchange.bytes == 2 * 4 * 1000
+
+
+@needs_compilers
+def test_a_tpu_compiler_knows_the_options_of_a_training_step():
+    """Else they have another name now, or are needed no more: benchmarks/RESULTS.md has why."""
+    assert len(compiling.training_options(deviceless.mesh("v5e:2x2", 4))) == 2
+    assert compiling.training_options(deviceless.mesh("h200")) == {}
 
 
 @needs_compilers

@@ -13,6 +13,7 @@ from test_train import TINY, config_of
 
 from jaxseg import compiling, main, nonfinite, profiling, progress, train
 from jaxseg.errors import UserError
+from jaxseg.sharding import make_mesh
 
 
 def test_a_run_compiles_its_step_once_and_traces_the_steps_asked_for(tmp_path, monkeypatch, capsys):
@@ -125,6 +126,17 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
         assert getattr(jax.config, name) == "/elsewhere"
     finally:
         jax.config.update(name, before)
+
+
+def test_an_option_that_a_compiler_does_not_know_is_left_out(monkeypatch):
+    assert compiling.training_options(make_mesh(1)) == {}
+    known = {"xla_cpu_enable_fast_math": False}
+    for devices, options, found in ((2, known, known), (3, {"xla_cpu_of_tomorrow": True}, {})):
+        monkeypatch.setattr(compiling, "_OPTIONS", {"cpu": options})
+        assert compiling.training_options(make_mesh(devices)) == found
+    monkeypatch.setattr(compiling, "_OPTIONS", {"cpu": {"xla_cpu_enable_fast_math": "maybe"}})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="maybe"):
+        compiling.training_options(make_mesh(4))
 
 
 def test_needed_memory_counts_donated_arguments_once():
