@@ -23,6 +23,7 @@ NEEDS = {  # beside jaxseg's own
     "tflite": {"tensorflow": "tensorflow>=2.20"},
     "onnx": {"tensorflow": "tensorflow>=2.20", "tf2onnx": "tf2onnx>=1.17"},
 }
+_STABLEHLO = "1.9.0"  # an old form of programs: TensorFlow 2.21 can read none after 1.13
 
 
 def check(formats: Sequence[str], size: tuple[int, int] | None) -> None:
@@ -93,17 +94,34 @@ def _saved_model(
         input_signature=[tf.TensorSpec([*shape, 3], tf.uint8, "images")],
         autograph=False,
     )
-    # TensorFlow reads the program when it runs it, and may be older than what JAX writes.
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.segment})
+    _for_older_readers(folder / "saved_model.pb")
     some = [1, *(axis.at_least(64) for axis in form[1:]), 3]
-    try:
-        module.segment(tf.zeros(some, tf.uint8))
+    try:  # TensorFlow reads the program when it runs it
+        tf.saved_model.load(str(folder)).segment(tf.zeros(some, tf.uint8))
     except tf.errors.OpError as error:
         raise UserError(
             f"--formats=saved_model: TensorFlow {tf.__version__} cannot run what jax "
             f"{jax.__version__} writes of this model: {_reason(error)}"
         ) from error
-    signatures = {"serving_default": module.segment}
-    tf.saved_model.save(module, str(folder), signatures=signatures)
+
+
+def _for_older_readers(file: pathlib.Path) -> None:
+    """Writes the programs in a saved model as `_STABLEHLO`: JAX's is newer than TensorFlow's."""
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import stablehlo
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    for graph in model.meta_graphs:
+        for function in graph.graph_def.library.function:
+            for node in function.node_def:
+                if node.op == "XlaCallModule":
+                    program = node.attr["module"]
+                    with ir.Context() as context:
+                        read = stablehlo.deserialize_portable_artifact(context, program.s)
+                        program.s = stablehlo.serialize_portable_artifact(read, _STABLEHLO)
+    file.write_bytes(model.SerializeToString())
 
 
 def _tflite(
