@@ -26,6 +26,8 @@ from jaxseg.distributed import gathered
 from jaxseg.errors import UserError
 from jaxseg.trees import named_leaves, nested
 
+_ELSEWHERE = "another process could not write its part"
+
 
 class Checkpointer:
     """Saves and restores the states of one run, under `<workdir>/checkpoints`.
@@ -102,6 +104,7 @@ class Checkpointer:
             if jax.process_count() > 1:  # the others wait for this one
                 raise
             self._failed(manager.reason(error))
+            self._open()
 
     def save_best(self, step: int, state: Any, meta: Mapping[str, Any], score: float) -> bool:
         """Saves the state if its score is higher than all before it; says whether it is.
@@ -135,9 +138,17 @@ class Checkpointer:
             raise UserError(f"{self._failure}; the run's last state is not on disk")
 
     def close(self) -> None:
-        """Waits and ends Orbax's threads. Raises `UserError` when the newest save failed."""
-        self._settle()
-        self._manager.close()
+        """Waits and ends Orbax's threads. Raises `UserError` when the newest save failed.
+
+        A process that fails may call it while the others go on.
+        """
+        reason = self._finished()
+        if reason:
+            self._failed(reason)
+        else:
+            if self._saving is not None:
+                self._saving = self._failure = None
+            self._manager.close()
         self.wait(final=True)
 
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -199,21 +210,28 @@ class Checkpointer:
         self._manager.reload()
 
     def _settle(self) -> None:
-        """Waits for the save under way, and takes note of how it ended."""
+        """Waits for the save under way. All processes take note of how it ended, together."""
         if self._saving is None:
             return
-        reason = None
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:  # Orbax wraps what the file system says in several types
-            reason = manager.reason(error)
-        reasons = [found for found in gathered(reason) if found is not None]
-        if reasons:  # of any process; all begin anew together
-            self._failed(max(reasons))
+        reasons = [reason for reason in gathered(self._finished()) if reason]
+        if reasons:
+            self._failed(min(reasons, key=lambda reason: reason == _ELSEWHERE))
+            self._open()
         else:
             self._saving = self._failure = None
 
+    def _finished(self) -> str | None:
+        """Waits for the save under way, if there is one; says why it failed, if it did."""
+        if self._saving is None:
+            return None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax wraps what the file system says in several types
+            return manager.reason(error) or _ELSEWHERE
+        return None
+
     def _failed(self, reason: str) -> None:
+        """Tells, and clears away what there is of the step. The manager is closed after it."""
         self._failure = (
             f"could not save the checkpoint of step {self._saving} in {self.folder}: {reason}"
         )
@@ -227,7 +245,6 @@ class Checkpointer:
         for _ in range(5):  # its threads may outlive it, and would write into the step's next try
             time.sleep(0.2)
             self._remove_leftovers()
-        self._open()
 
 
 def find_step(path: str | os.PathLike, step: int | str | None = None) -> pathlib.Path:
