@@ -260,7 +260,7 @@ def quiet_orbax() -> None:
     Where one array cannot be written, asyncio would tell at length of each of the others, and
     Python of the event loop that these find closed and of those whose turn never came.
     """
-    warnings.filterwarnings("ignore", "coroutine '.*(serialize|Checkpoint)", RuntimeWarning)
+    warnings.filterwarnings("ignore", "coroutine '.*(serialize|Checkpoint|Store)", RuntimeWarning)
     asyncio = python_logging.getLogger("asyncio")
     for logger in (logging.get_absl_logger(), asyncio):
         logger.addFilter(_not_from_orbax)
