@@ -26,8 +26,6 @@ from jaxseg.distributed import gathered
 from jaxseg.errors import UserError
 from jaxseg.trees import named_leaves, nested
 
-_ELSEWHERE = "another process could not write its part"
-
 
 class Checkpointer:
     """Saves and restores the states of one run, under `<workdir>/checkpoints`.
@@ -79,7 +77,8 @@ class Checkpointer:
         """Starts to save a state and returns once it is safe to donate its buffers.
 
         Waits for the save before it. A save that fails is logged, and training can go on: see
-        `wait`. A step that is already there stays as it is.
+        `wait`. Of several processes one that cannot even begin raises, as the others wait for it.
+        A step that is already there stays as it is.
 
         Args:
           step: the number of steps taken.
@@ -215,7 +214,7 @@ class Checkpointer:
             return
         reasons = [reason for reason in gathered(self._finished()) if reason]
         if reasons:
-            self._failed(min(reasons, key=lambda reason: reason == _ELSEWHERE))
+            self._failed(min(reasons, key=lambda reason: reason == manager.ELSEWHERE))
             self._open()
         else:
             self._saving = self._failure = None
@@ -227,7 +226,7 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax wraps what the file system says in several types
-            return manager.reason(error) or _ELSEWHERE
+            return manager.reason(error)
         return None
 
     def _failed(self, reason: str) -> None:

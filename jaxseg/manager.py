@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from jaxseg import distributed, stored
 
+ELSEWHERE = "another process could not write its part"
 _made = itertools.count()  # managers, of which each process of a run makes as many
 
 
@@ -65,15 +66,15 @@ class _LatestAndBest:
         return [step in stay for step in steps]
 
 
-class FailedElsewhere(Exception):
+class _FailedElsewhere(Exception):
     """A save that came to nothing because another process could not write its part."""
 
 
 def reason(error: BaseException) -> str:
-    """Why a save failed, in a line; empty where another process can tell."""
-    while isinstance(error, FailedElsewhere):
+    """Why a save failed, in a line; `ELSEWHERE` where another process can tell."""
+    while isinstance(error, _FailedElsewhere):
         if error.__context__ is None:
-            return ""
+            return ELSEWHERE
         error = error.__context__  # it comes while this process gives up
     return stored.reason(error)
 
@@ -94,9 +95,9 @@ class _Lockstep:
         self._failed = False
 
     def __call__(self, *, key: str, timeout_ms: int) -> None:
-        """Waits until all are at `key`. Raises `FailedElsewhere` when some are at another."""
+        """Waits until all are at `key`. Raises `_FailedElsewhere` when some are at another."""
         if self._failed:
-            raise FailedElsewhere
+            raise _FailedElsewhere
         client, here = distributed.store(), f"jaxseg/saves/{self._name}/{self._passed}"
         client.key_value_set(f"{here}/{jax.process_index()}", key)
         if jax.process_index() == 0:
@@ -111,4 +112,4 @@ class _Lockstep:
         self._passed += 1
         self._failed = not together
         if self._failed:
-            raise FailedElsewhere
+            raise _FailedElsewhere
